@@ -1,0 +1,1 @@
+"""edge-exporter: trained torch models to measured, self-testing bundles for edge devices."""

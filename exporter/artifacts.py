@@ -1,0 +1,386 @@
+"""The frozen values that flow between rooms, and that manifests and profiles are made of.
+
+All of them go to and from JSON through msgspec, which rejects unknown fields and wrong types with the path of
+the offending value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+Dim = int | str
+DType = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64", "bool",
+]  # fmt: skip
+ArtifactKind = Literal["torch-export", "onnx", "onnx-qdq", "tflite"]
+Provenance = Literal["native", "emulated", "imported"]
+
+BATCH = "batch"
+"""The name of the dynamic axis that samples are stacked along; always axis 0 of an input."""
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every value: immutable, keyword-only, strict when read back from JSON."""
+
+
+class Preprocessing(Value, frozen=True, kw_only=True):
+    """How raw data become one model input: `(pixels * scale - mean) / std`, in the model's layout.
+
+    Attributes:
+        data_layout: axes of one raw sample in array files: HW, HWC or CHW. Image files are always HWC.
+        layout: axes of one sample as the model takes it: CHW, HWC or HW.
+        channel_order: order of colour channels as the model takes them; GRAY has one channel.
+        size: (height, width) in pixels that images are brought to; None keeps their size.
+        crop: `center` scales the shorter side to size / crop_fraction and cuts the centre out; `none` stretches.
+        crop_fraction: share of the scaled image that the centre crop keeps.
+        interpolation: how image files are scaled.
+        scale: factor applied to raw values first.
+        mean: subtracted after scaling, one value or one per channel.
+        std: divided by after that, one value or one per channel.
+    """
+
+    data_layout: Literal["HW", "HWC", "CHW"] = "HWC"
+    layout: Literal["CHW", "HWC", "HW"] = "CHW"
+    channel_order: Literal["RGB", "BGR", "GRAY"] = "RGB"
+    size: tuple[int, int] | None = None
+    crop: Literal["center", "none"] = "none"
+    crop_fraction: float = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class TensorSpec(Value, frozen=True, kw_only=True):
+    """Name, element type and shape of a tensor; a string in the shape is a named dynamic axis."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Signature(Value, frozen=True, kw_only=True):
+    """What a model takes and gives, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: dict[str, Preprocessing] = {}
+    labels: tuple[str, ...] = ()
+
+
+class QuantScheme(Value, frozen=True, kw_only=True):
+    """How values are represented in an int8 model."""
+
+    weights: Literal["int8", "uint8"] = "int8"
+    activations: Literal["int8", "uint8"] = "uint8"
+    per_channel: bool = True
+    symmetric_activations: bool = False
+    reduce_range: bool = False
+    observer: Literal["minmax", "entropy", "percentile"] = "minmax"
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Short name in the field's own terms, as in `u8s8 per-channel minmax`."""
+        short = {"int8": "s8", "uint8": "u8"}
+        return " ".join(
+            [
+                short[self.activations] + short[self.weights],
+                "per-channel" if self.per_channel else "per-tensor",
+                self.observer,
+            ]
+            + (["7-bit weights"] if self.reduce_range else [])
+        )
+
+
+class Skipped(Value, frozen=True, kw_only=True):
+    """A node that was left in float, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+class Coverage(Value, frozen=True, kw_only=True):
+    """Which nodes compute in int8. `eligible` counts nodes whose operator has an int8 form."""
+
+    eligible: int
+    quantized: int
+    skipped: tuple[Skipped, ...] = ()
+    quantized_ops: dict[str, int] = {}
+
+
+class OutputFidelity(Value, frozen=True, kw_only=True):
+    """Divergence of one output from the reference, over all evaluation samples.
+
+    Attributes:
+        sqnr_db: 10 log10(signal power / error power); None when the outputs are equal bit for bit.
+        cosine: cosine similarity of all values taken as one vector.
+        max_abs_error: largest absolute difference of one value.
+        top1_agreement: share of rows with the same arg-max over the last axis; None where it does not apply.
+    """
+
+    output: str
+    sqnr_db: float | None
+    cosine: float
+    max_abs_error: float
+    top1_agreement: float | None = None
+
+
+class MetricResult(Value, frozen=True, kw_only=True):
+    """A task metric (higher is better) of the reference and of the candidate."""
+
+    name: str
+    reference: float
+    value: float
+    relative_loss: float
+
+
+class GateResult(Value, frozen=True, kw_only=True):
+    """What the gate asked and what it found; `passed` is None when nothing could be gated."""
+
+    passed: bool | None
+    rules: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Fidelity(Value, frozen=True, kw_only=True):
+    """How far a model is from the one that it was made from, measured on the evaluation data."""
+
+    reference: Literal["torch", "onnx"]
+    reference_digest: str
+    samples: int
+    data: Literal["evaluation", "calibration"]
+    outputs: tuple[OutputFidelity, ...]
+    metric: MetricResult | None = None
+    gate: GateResult = GateResult(passed=None, reason="not gated")
+
+
+class Tolerance(Value, frozen=True, kw_only=True):
+    """How far an output may be from its expected value in a self-test: |y - e| <= atol + rtol * |e|.
+
+    `quantum` is the output's int8 step where it has one.
+    """
+
+    atol: float
+    rtol: float = 0.0
+    quantum: float | None = None
+
+
+class Variant(Value, frozen=True, kw_only=True):
+    """One model file of a bundle: one runtime, one precision."""
+
+    name: str
+    runtime: str
+    main: str
+    precision: str
+    scheme: QuantScheme | None = None
+    coverage: Coverage | None = None
+    fidelity: Fidelity
+    tolerances: dict[str, Tolerance]
+    requires: tuple[str, ...] = ()
+
+
+class FileEntry(Value, frozen=True, kw_only=True):
+    """A file of a bundle: path relative to it, with forward slashes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class RuntimeNeed(Value, frozen=True, kw_only=True):
+    """The runtime that a bundle runs on, and the pip requirements that bring it."""
+
+    name: str
+    minimum: str
+    requirements: tuple[str, ...]
+
+
+class ModelFacts(Value, frozen=True, kw_only=True):
+    """Where the model came from."""
+
+    source: str
+    digest: str
+    licence: str | None = None
+
+
+class DataFacts(Value, frozen=True, kw_only=True):
+    """Which data were used: digests and counts; None where there were none."""
+
+    calibration: str | None
+    calibration_samples: int
+    evaluation: str | None
+    evaluation_samples: int
+    overlap: int = 0
+
+
+class Choice(Value, frozen=True, kw_only=True):
+    """The variant that runs by default, and why; part of the seal but not of the digest."""
+
+    variant: str
+    why: str
+    profile: str | None = None
+
+
+class Manifest(Value, frozen=True, kw_only=True):
+    """manifest.json of a bundle.
+
+    `digest` names the contents: SHA-256 of the canonical JSON of everything but `digest`, `choice` and `seal`.
+    `seal` guards the rest: SHA-256 of the canonical JSON of everything but `seal`.
+    """
+
+    schema: Literal[1] = 1
+    name: str
+    target: str
+    digest: str = ""
+    signature: Signature
+    variants: tuple[Variant, ...]
+    float_variant: str
+    runtime: RuntimeNeed
+    samples: int
+    model: ModelFacts
+    data: DataFacts
+    tools: dict[str, str]
+    made_on: dict[str, str | int | list[str]] = {}
+    notes: tuple[str, ...] = ()
+    plan: dict[str, Any]
+    files: tuple[FileEntry, ...]
+    choice: Choice
+    seal: str = ""
+
+
+class Host(Value, frozen=True, kw_only=True):
+    """Facts of the machine that measured."""
+
+    system: str
+    machine: str
+    cpu: str
+    cores: int
+    features: tuple[str, ...]
+    memory_bytes: int | None
+    python: str
+    governor: str | None = None
+
+
+class HostState(Value, frozen=True, kw_only=True):
+    """What changes while measuring: read before and after."""
+
+    load_average: tuple[float, ...] | None = None
+    frequency_mhz: tuple[float, ...] | None = None
+    temperature_c: float | None = None
+
+
+class RuntimeFacts(Value, frozen=True, kw_only=True):
+    """The runtime that measured."""
+
+    name: str
+    version: str
+    provider: str
+    numpy: str
+
+
+class BenchSettings(Value, frozen=True, kw_only=True):
+    """How latency was measured; `ci_width` is the wanted relative width of the median's 95 % interval."""
+
+    threads: int
+    affinity: tuple[int, ...] | None
+    batch: int
+    min_samples: int
+    min_seconds: float
+    max_seconds: float
+    ci_width: float
+    warmup_seconds: float
+    seed: int
+
+
+class LatencySummary(Value, frozen=True, kw_only=True):
+    """Steady-state latency in nanoseconds.
+
+    `percentiles` holds only those that the sample count supports at 99 % confidence, each as the conservative
+    order statistic; the keys are `p50`, `p90`, `p95`, `p99`, `p99.9`.
+    """
+
+    count: int
+    minimum: int
+    mean: float
+    median: float
+    median_low: int
+    median_high: int
+    percentiles: dict[str, int]
+
+
+class VariantProfile(Value, frozen=True, kw_only=True):
+    """Measurements of one variant; load, first run and peak memory come from a process of its own."""
+
+    variant: str
+    load_ns: int
+    first_ns: int
+    peak_rss_bytes: int | None
+    warmup_runs: int
+    samples_ns: tuple[int, ...]
+    summary: LatencySummary
+
+
+class Comparison(Value, frozen=True, kw_only=True):
+    """Latency of a variant as a ratio to the baseline, from interleaved rounds; below 1 is faster."""
+
+    variant: str
+    baseline: str
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    pairs: int
+    verdict: Literal["faster", "slower", "no difference"]
+
+
+class Profile(Value, frozen=True, kw_only=True):
+    """profiles/<host>.json: latency of one bundle on one host and one runtime."""
+
+    schema: Literal[1] = 1
+    bundle_digest: str
+    target: str
+    provenance: Provenance
+    host: Host
+    runtime: RuntimeFacts
+    settings: BenchSettings
+    before: HostState
+    after: HostState
+    variants: tuple[VariantProfile, ...]
+    comparisons: tuple[Comparison, ...]
+    flags: tuple[str, ...]
+    self_test: Literal["passed"]
+    seal: str = ""
+
+
+class NotMeasured(Value, frozen=True, kw_only=True):
+    """Why there is no profile, and the command that makes one."""
+
+    reason: str
+    command: str
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8, one trailing newline."""
+    return msgspec.json.encode(value, order="sorted") + b"\n"
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, in hex, of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hex, of a file's contents."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

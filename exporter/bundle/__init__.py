@@ -1,0 +1,31 @@
+"""Bundles: written, sealed, read back, and checked byte for byte."""
+
+from exporter.bundle.manifest import (
+    MANIFEST,
+    PROFILES,
+    read_manifest,
+    read_profile,
+    read_profiles,
+    sealed_manifest,
+    sealed_profile,
+    write_atomically,
+)
+from exporter.bundle.verify import check_bundle, check_runtime_signature
+from exporter.bundle.write import SAMPLES, BundleParts, bundle_name, write_bundle
+
+__all__ = [
+    "MANIFEST",
+    "PROFILES",
+    "SAMPLES",
+    "BundleParts",
+    "bundle_name",
+    "check_bundle",
+    "check_runtime_signature",
+    "read_manifest",
+    "read_profile",
+    "read_profiles",
+    "sealed_manifest",
+    "sealed_profile",
+    "write_atomically",
+    "write_bundle",
+]

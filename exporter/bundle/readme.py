@@ -1,0 +1,78 @@
+"""The README.md that travels in a bundle."""
+
+from __future__ import annotations
+
+from exporter.artifacts import Manifest, Preprocessing, TensorSpec, Variant
+
+
+def readme_text(manifest: Manifest) -> str:
+    """How to run the bundle, what goes in and comes out, and what each variant kept of the model's accuracy."""
+    runtime = manifest.runtime
+    fidelity = manifest.variants[0].fidelity
+    lines = [
+        f"# {manifest.name} for {manifest.target}",
+        "",
+        f"Runs with Python 3.9 or newer, numpy and {runtime.name} {runtime.minimum} or newer, and nothing else.",
+        "",
+        "```",
+        f"pip install -r requirements-{runtime.name}.txt",
+        "python run.py                                  # what is here, and which variant this machine gets",
+        "python run.py --self-test                      # checksums, then real inputs against expected outputs",
+        "python run.py --bench                          # latency on this machine",
+        "python run.py --input x.npz --output y.npz     # arrays named as below, ready for the model",
+        "```",
+        "",
+        "## Inputs and outputs",
+        "",
+        "| | name | type | shape |",
+        "|---|---|---|---|",
+        *(_row("input", spec) for spec in manifest.signature.inputs),
+        *(_row("output", spec) for spec in manifest.signature.outputs),
+        "",
+    ]
+    for name, preprocessing in manifest.signature.preprocessing.items():
+        lines += [f"`{name}` is made from raw data like this: {_steps(preprocessing)}.", ""]
+    if manifest.signature.labels:
+        lines += ["Classes, in order: " + ", ".join(manifest.signature.labels) + ".", ""]
+    lines += [
+        "## Variants",
+        "",
+        "| variant | precision | nodes in int8 | metric | SQNR of the worst output |",
+        "|---|---|---|---|---|",
+        *(_variant_row(variant) for variant in manifest.variants),
+        "",
+        f"Measured on {fidelity.samples} {fidelity.data} samples against the trained model in {fidelity.reference}.",
+        "",
+    ]
+    if manifest.model.licence:
+        lines += [f"Licence of the trained model: {manifest.model.licence}.", ""]
+    return "\n".join(lines)
+
+
+def _row(side: str, spec: TensorSpec) -> str:
+    return f"| {side} | `{spec.name}` | {spec.dtype} | {list(spec.shape)} |"
+
+
+def _variant_row(variant: Variant) -> str:
+    coverage = variant.coverage
+    covered = f"{coverage.quantized} of {coverage.eligible}" if coverage else "-"
+    metric = variant.fidelity.metric
+    task = f"{metric.name} {metric.value:.4f} (model {metric.reference:.4f})" if metric else "no labels"
+    measured = [output.sqnr_db for output in variant.fidelity.outputs if output.sqnr_db is not None]
+    sqnr = f"{min(measured):.1f} dB" if measured else "equal"
+    return f"| {variant.name} | {variant.precision} | {covered} | {task} | {sqnr} |"
+
+
+def _steps(preprocessing: Preprocessing) -> str:
+    steps = [f"channels in {preprocessing.channel_order} order"]
+    if preprocessing.size is not None:
+        height, width = preprocessing.size
+        how = (
+            f"centre crop that keeps {preprocessing.crop_fraction:g}" if preprocessing.crop == "center" else "stretch"
+        )
+        steps.append(f"{preprocessing.interpolation} resize to {height}x{width} ({how})")
+    steps.append(f"times {preprocessing.scale:.10g}")
+    steps += [f"minus {list(preprocessing.mean)}"] if preprocessing.mean else []
+    steps += [f"divided by {list(preprocessing.std)}"] if preprocessing.std else []
+    steps.append(f"as {preprocessing.layout}")
+    return ", ".join(steps)

@@ -1,0 +1,67 @@
+"""Lays a bundle's files down and seals its manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+
+from exporter.artifacts import Manifest, canonical
+from exporter.bundle.manifest import MANIFEST, sealed_manifest
+from exporter.bundle.readme import readme_text
+from exporter.store import list_files, write_synced
+
+SAMPLES = "samples.npz"
+VARIANTS = "variants"
+
+
+class BundleParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes into a bundle.
+
+    Attributes:
+        variants: folder with one folder a variant.
+        samples: real inputs and the outputs expected for them.
+        runner: files by their name in the bundle.
+        plan: the resolved plan.
+    """
+
+    variants: Path
+    samples: Path
+    runner: Mapping[str, Path]
+    plan: Mapping[str, Any]
+
+
+def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manifest:
+    """Writes everything into an empty folder, the manifest last.
+
+    Args:
+        folder: where to.
+        manifest: with everything but `files`, `digest` and `seal`.
+        parts: the files.
+
+    Returns:
+        The sealed manifest.
+    """
+    shutil.copytree(parts.variants, folder / VARIANTS)
+    shutil.copyfile(parts.samples, folder / SAMPLES)
+    for name, source in parts.runner.items():
+        shutil.copyfile(source, folder / name)
+    runtime = manifest.runtime
+    (folder / f"requirements-{runtime.name}.txt").write_text(
+        "".join(f"{line}\n" for line in runtime.requirements), encoding="utf-8"
+    )
+    (folder / "plan.toml").write_text(tomli_w.dumps(dict(parts.plan)), encoding="utf-8")
+    (folder / "README.md").write_text(readme_text(manifest), encoding="utf-8")
+    files = tuple(entry for entry in list_files(folder) if entry.path != MANIFEST)
+    complete = sealed_manifest(msgspec.structs.replace(manifest, files=files))
+    write_synced(folder / MANIFEST, canonical(complete))
+    return complete
+
+
+def bundle_name(manifest: Manifest) -> str:
+    """NAME-TARGET-DIGEST12."""
+    return f"{manifest.name}-{manifest.target}-{manifest.digest[:12]}"

@@ -1,0 +1,208 @@
+"""Click commands: parse, call, print, exit code. No logic.
+
+Only click is imported here; each command loads what it needs, so that `--help` and `verify` start at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+PATH = click.Path(path_type=Path)
+
+
+class _Examples(click.Command):
+    """A command whose help ends with examples, printed as written."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write_text(example)
+
+
+def _command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    return cast(
+        "Callable[[Callable[..., None]], click.Command]",
+        cli.command(name, cls=_Examples, examples=examples, context_settings=CONTEXT),
+    )
+
+
+def _common(function: Callable[..., None]) -> Callable[..., None]:
+    """Options that every command has."""
+    options = [
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+        click.option("-v", "--verbose", is_flag=True, help="Show what libraries print."),
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "live", "plain", "json", "none"]),
+            default="auto",
+            show_default=True,
+            help="How progress is shown on stderr.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="edge-exporter", prog_name="edge-exporter")
+def cli() -> None:
+    """Trained torch models to bundles for edge devices: int8, self-testing, with measured latency.
+
+    Start with `edge-exporter init MODEL --calib DATA`, then `edge-exporter build plan.toml`.
+    """
+
+
+@_command(
+    "edge-exporter build plan.toml",
+    "edge-exporter build plan.toml --set quantize.observer=entropy --target cpu",
+    "edge-exporter build model.py:factory --weights w.safetensors --calib calib.npz --eval test.npz --labels y",
+    "edge-exporter build model.onnx --calib calib.npz --output bundles",
+)
+@click.argument("model", metavar="PLAN|MODEL")
+@click.option("--calib", metavar="DATA", help="Calibration data: .npz, .safetensors, folder, file.py:function.")
+@click.option("--eval", "evaluation", metavar="DATA", help="Held-out data that accuracy is measured on.")
+@click.option("--labels", metavar="NAME", help="Array in the evaluation data that holds labels.")
+@click.option("--weights", metavar="FILE", help="State dict for a factory: .safetensors, .pt, .pth.")
+@click.option("--allow-pickle", is_flag=True, help="Read pickled weights although they can run code.")
+@click.option("--name", help="First part of the bundle's folder name.")
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Build this target only (repeatable).")
+@click.option("--output", type=PATH, default=Path("bundles"), show_default=True, help="Folder for bundles.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
+@click.option("--no-profile", is_flag=True, help="Do not measure latency; the float variant stays the default.")
+@click.option("--keep-going", is_flag=True, help="Go on with other targets when one fails (exit code 8).")
+@_common
+def build(**options: Any) -> None:
+    """Build one bundle per target from a plan, or straight from a model."""
+    from exporter import commands
+
+    commands.build(**options)
+
+
+@_command(
+    "edge-exporter init model.py:factory --weights w.safetensors --calib calib.npz",
+    "edge-exporter init model.onnx --calib calib.npz --output plans/model.toml",
+)
+@click.argument("model")
+@click.option("--calib", metavar="DATA", help="Calibration data; names and shapes are read off it.")
+@click.option("--weights", type=PATH, metavar="FILE", help="State dict for a factory.")
+@click.option("--output", type=PATH, default=Path("plan.toml"), show_default=True, help="The plan file to write.")
+@click.option("--force", is_flag=True, help="Replace a plan that is there.")
+@_common
+def init(**options: Any) -> None:
+    """Write a commented plan for a model."""
+    from exporter import commands
+
+    commands.init(**options)
+
+
+@_command("edge-exporter plan plan.toml", "edge-exporter plan plan.toml --set profile.threads=2 --json", name="plan")
+@click.argument("plan", type=PATH)
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Show this target only (repeatable).")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
+@_common
+def plan_(**options: Any) -> None:
+    """Show the resolved plan, where each value came from, and what is in the store already."""
+    from exporter import commands
+
+    commands.show_plan(**options)
+
+
+@_command(
+    "edge-exporter profile bundles/mnist-cpu-0123456789ab",
+    "edge-exporter profile bundles/mnist-cpu-0123456789ab --threads 2 --set-default",
+)
+@click.argument("bundle", type=PATH)
+@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: as in the bundle's plan).")
+@click.option("--min-seconds", type=click.FloatRange(0), help="Measure at least this long.")
+@click.option("--max-seconds", type=click.FloatRange(0), help="Measure at most this long.")
+@click.option("--set-default", is_flag=True, help="Make the variant that is fastest here the default.")
+@_common
+def profile(**options: Any) -> None:
+    """Measure a bundle's latency on this machine and write the profile into it."""
+    from exporter import commands
+
+    commands.profile(**options)
+
+
+@_command(
+    "edge-exporter verify bundles/mnist-cpu-0123456789ab",
+    "edge-exporter verify bundles/mnist-cpu-0123456789ab --isolated --minimum",
+    "edge-exporter verify downloaded-bundle --no-run",
+)
+@click.argument("bundle", type=PATH)
+@click.option("--isolated", is_flag=True, help="Self-test in a fresh environment made from its requirements.")
+@click.option("--minimum", is_flag=True, help="With --isolated: on the oldest runtime that it claims to run on.")
+@click.option("--no-run", is_flag=True, help="Check files only; the self-test runs code from the bundle.")
+@_common
+def verify(**options: Any) -> None:
+    """Check a bundle: every byte, its self-test, its inputs and outputs."""
+    from exporter import commands
+
+    commands.verify(**options)
+
+
+@_command("edge-exporter targets", "edge-exporter targets --json")
+@_common
+def targets(**options: Any) -> None:
+    """List targets, and what is missing to build for them."""
+    from exporter import commands
+
+    commands.targets(**options)
+
+
+@_command(
+    "edge-exporter cache list",
+    "edge-exporter cache gc --older-than 30 --max-size 2",
+    "edge-exporter cache clear",
+)
+@click.argument("action", type=click.Choice(["list", "gc", "clear", "dir"]), default="list")
+@click.option("--older-than", type=click.FloatRange(0), default=30.0, show_default=True, metavar="DAYS")
+@click.option("--max-size", type=click.FloatRange(0), metavar="GB", help="gc: remove until this much is left.")
+@_common
+def cache(**options: Any) -> None:
+    """Look at or clean the store of results: list, gc, clear, dir."""
+    from exporter import commands
+
+    commands.cache(**options)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs a command and turns errors into messages and exit codes."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code."""
+    try:
+        result = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: finished steps are kept, the same command goes on from them", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone; what is buffered must not raise again at exit.
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from exporter.failures import report
+
+        return report(error)
+    return result if isinstance(result, int) else 0

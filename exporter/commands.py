@@ -1,0 +1,330 @@
+"""What each command does: a console, a call into the pipeline, a table or a document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporter.console import Console, Style
+from exporter.errors import ExporterError, PartialError, UsageError
+from exporter.store import Store, default_root
+
+DAY = 24 * 3600
+
+
+@contextmanager
+def _console(*, as_json: bool, verbose: bool, progress: Style) -> Iterator[tuple[Console, Any]]:
+    """A console and the Steps that report to it."""
+    from exporter.pipeline.steps import RunLog, Steps
+
+    with Console(progress, json=as_json) as console:
+        root = default_root()
+        log = RunLog(root / "logs", echo=(lambda line: console.say(f"| {line}")) if verbose else None)
+        yield console, Steps(Store(root), console.emit, log)
+
+
+def build(
+    *,
+    model: str,
+    output: Path,
+    targets: Sequence[str],
+    sets: Sequence[str],
+    keep_going: bool,
+    no_profile: bool,
+    calib: str | None,
+    evaluation: str | None,
+    labels: str | None,
+    weights: str | None,
+    allow_pickle: bool,
+    name: str | None,
+    **common: Any,
+) -> None:
+    """`edge-exporter build`."""
+    from exporter.pipeline.build import TargetFailure, outcome_document
+    from exporter.pipeline.build import build as run_build
+    from exporter.registry import load_target
+
+    started = time.perf_counter()
+    flags = {
+        "--calib": calib,
+        "--eval": evaluation,
+        "--labels": labels,
+        "--weights": weights,
+        "--allow-pickle": allow_pickle or None,
+        "--name": name,
+    }
+    with _console(**common) as (console, steps):
+        if no_profile:
+            sets = [*sets, "profile.enabled=false"]
+        plan = _plan(model, flags, targets, sets)
+        outcomes = run_build(plan, output.absolute(), steps, load_target, keep_going=keep_going)
+        failures: list[ExporterError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, TargetFailure):
+                console.error(outcome.error)
+                failures.append(outcome.error)
+            else:
+                _show_bundle(console, outcome.path, outcome.manifest, outcome.profile)
+        console.document(
+            {
+                "schema": 1,
+                "name": plan.name,
+                "seconds": round(time.perf_counter() - started, 3),
+                "targets": [outcome_document(outcome) for outcome in outcomes],
+            }
+        )
+        console.result(f"\ndone in {time.perf_counter() - started:.1f} s")
+        if failures:
+            names = ", ".join(outcome.target for outcome in outcomes if isinstance(outcome, TargetFailure))
+            raise PartialError(f"{len(failures)} of {len(outcomes)} targets failed: {names}")
+
+
+def init(*, model: str, calib: str | None, weights: Path | None, output: Path, force: bool, **common: Any) -> None:
+    """`edge-exporter init`."""
+    from exporter.pipeline.init import write_plan
+
+    with _console(**common) as (console, steps):
+        with steps.guarded("write a plan"):
+            specs = write_plan(model, calib, weights, output, overwrite=force)
+        console.result(f"wrote {output}")
+        for spec in specs:
+            console.result(f"  input {spec}")
+        console.result(f"next: look through it, then `edge-exporter build {output}`")
+        console.document({"plan": str(output), "inputs": specs})
+
+
+def show_plan(*, plan: Path, targets: Sequence[str], sets: Sequence[str], **common: Any) -> None:
+    """`edge-exporter plan`."""
+    from exporter.pipeline.peek import step_states
+    from exporter.plan import read_plan
+    from exporter.registry import load_target
+
+    with _console(**common) as (console, steps):
+        resolved = read_plan(plan, load_target=load_target, sets=sets, only=targets)
+        states = step_states(resolved, steps, load_target)
+        document: dict[str, Any] = {"plan": str(plan), "targets": {}, "steps": states}
+        for target in resolved.targets:
+            tables = resolved.resolved(target)
+            values = {
+                f"{section}.{key}": value
+                for section, table in tables.items()
+                if isinstance(table, dict) and section != "targets"
+                for key, value in table.items()
+            }
+            values |= {f"targets.{target.name}.{key}": value for key, value in tables["targets"][target.name].items()}
+            rows = [(key, _origin(resolved.origins, target.name, key), _toml(value)) for key, value in values.items()]
+            console.table(("key", "from", "value"), rows, title=f"{resolved.name} for target {target.name}")
+            document["targets"][target.name] = {
+                key: {"value": values[key], "origin": origin} for key, origin, _ in rows
+            }
+        console.result("")
+        rows = [(state.target, state.step, "in the store" if state.cached else "to do") for state in states]
+        console.table(("target", "step", "state"), rows)
+        console.document(document)
+
+
+def profile(
+    *,
+    bundle: Path,
+    threads: int | None,
+    min_seconds: float | None,
+    max_seconds: float | None,
+    set_default: bool,
+    **common: Any,
+) -> None:
+    """`edge-exporter profile`."""
+    from exporter.bundle import read_manifest
+    from exporter.devices import profile_name
+    from exporter.pipeline import publish
+    from exporter.pipeline.build import profile_document
+    from exporter.plan_types import ProfilePlan
+    from exporter.tables import PROFILE_COLUMNS, profile_rows
+
+    with _console(**common) as (console, steps):
+        manifest = read_manifest(bundle)
+        flags = {"threads": threads, "min_seconds": min_seconds, "max_seconds": max_seconds, "enabled": True}
+        asked = {
+            **manifest.plan.get("profile", {}),
+            **{key: value for key, value in flags.items() if value is not None},
+        }
+        measured = publish.remeasure(bundle, msgspec.convert(asked, ProfilePlan), steps)
+        choice = publish.choose(manifest, measured, profile_name(measured))
+        if set_default:
+            manifest = publish.set_default(bundle, manifest, choice)
+        console.table(PROFILE_COLUMNS, profile_rows(measured))
+        for comparison in measured.comparisons:
+            console.result(publish.describe(comparison))
+        default = manifest.choice.variant
+        console.result(f"default variant: {default}" + ("" if default == choice.variant else _other(choice.variant)))
+        console.document(
+            {
+                "bundle": str(bundle),
+                "profile": profile_document(measured),
+                "default": manifest.choice,
+                "fastest_here": choice,
+            }
+        )
+
+
+def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **common: Any) -> None:
+    """`edge-exporter verify`."""
+    from exporter.pipeline.check import verify as run_verify
+
+    if minimum and not isolated:
+        raise UsageError("--minimum needs --isolated: it installs the oldest runtime into a fresh environment")
+    if isolated and no_run:
+        raise UsageError("--isolated runs the self-test, --no-run does not: choose one")
+    with _console(**common) as (console, _):
+        verified = run_verify(bundle, run=not no_run, isolated=isolated, minimum=minimum)
+        manifest = verified.manifest
+        count = len(manifest.files) + 1
+        console.result(f"{bundle}: {count} files are as they were written")
+        if verified.self_test is None:
+            console.result("self-test: not run (--no-run)")
+        else:
+            runtime = verified.self_test["runtime"]
+            console.result(f"self-test in {verified.environment}, {runtime['name']} {runtime['version']}:")
+            for report in verified.self_test["variants"]:
+                exact = report.get("exact_share")
+                share = "" if exact is None else f", {exact:.2%} of values equal"
+                console.result(f"  {report['variant']}: passed, {report['cases']} cases{share}")
+        console.document(
+            {
+                "bundle": str(bundle),
+                "digest": manifest.digest,
+                "files": count,
+                "environment": verified.environment,
+                "self_test": verified.self_test,
+            }
+        )
+
+
+def targets(**common: Any) -> None:
+    """`edge-exporter targets`."""
+    from exporter.registry import load_target, target_names
+
+    with _console(**common) as (console, steps):
+        rows, document = [], []
+        for name in target_names():
+            try:
+                with steps.guarded(f"load target {name}"):
+                    target = load_target(name)
+                    missing, summary = target.missing(), target.summary
+            except ExporterError as error:
+                missing, summary = (error.what, error.hint or ""), "cannot be loaded"
+            state = "ready" if missing is None else f"missing: {missing[0]} ({missing[1]})"
+            rows.append((name, state, summary))
+            document.append({"name": name, "summary": summary, "ready": missing is None, "missing": missing})
+        console.table(("target", "state", "what it makes"), rows)
+        console.document({"targets": document})
+
+
+def cache(*, action: str, older_than: float, max_size: float | None, **common: Any) -> None:
+    """`edge-exporter cache`."""
+    from exporter.tables import human_size
+
+    with _console(**common) as (console, steps):
+        store = steps.store
+        if action == "dir":
+            console.result(str(store.root))
+            console.document({"dir": str(store.root)})
+        elif action == "list":
+            entries = store.usage()
+            rows = [(one.stage, one.key[:12], human_size(one.size), _age(one.age_seconds)) for one in entries]
+            console.table(("stage", "key", "size", "last used"), rows)
+            total = sum(one.size for one in entries)
+            console.result(f"{len(entries)} results, {human_size(total)}, in {store.root}")
+            console.document({"dir": str(store.root), "bytes": total, "entries": entries})
+        else:
+            limits: dict[str, Any] = {}
+            if action == "gc" and max_size is not None:
+                limits = {"max_bytes": int(max_size * 1e9)}
+            elif action == "gc":
+                limits = {"older_than_seconds": older_than * DAY}
+            removed = store.collect(**limits)
+            freed = sum(one.size for one in removed)
+            console.result(f"removed {len(removed)} results, {human_size(freed)}")
+            console.document({"removed": removed, "bytes": freed})
+
+
+def _plan(model: str, flags: dict[str, Any], targets: Sequence[str], sets: Sequence[str]) -> Any:
+    from exporter.plan import read_plan, resolve
+    from exporter.registry import load_target
+
+    if model.endswith(".toml"):
+        given = [flag for flag, value in flags.items() if value is not None]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)}: a plan ({model}) says this itself",
+                hint="use --set section.key=value to change a plan's value",
+            )
+        return read_plan(Path(model), load_target=load_target, sets=sets, only=targets)
+    if flags["--labels"] and not flags["--eval"]:
+        raise UsageError("--labels names an array of the evaluation data: give --eval as well")
+    tables: dict[str, Any] = {
+        "schema": 1,
+        "model": {"source": model},
+        "targets": {name: {} for name in targets or ["cpu"]},
+    }
+    tables["model"] |= {"weights": flags["--weights"]} if flags["--weights"] else {}
+    tables["model"] |= {"allow_pickle": True} if flags["--allow-pickle"] else {}
+    tables |= {"name": flags["--name"]} if flags["--name"] else {}
+    tables |= {"calibration": {"data": flags["--calib"]}} if flags["--calib"] else {}
+    if flags["--eval"]:
+        tables["evaluation"] = {"data": flags["--eval"]}
+        tables["evaluation"] |= {"labels": flags["--labels"]} if flags["--labels"] else {}
+    tail = model.rpartition(":")[2] if ":" in model else Path(model).stem
+    return resolve(
+        tables,
+        base=Path.cwd(),
+        where="command line",
+        origin="command line",
+        default_name=tail,
+        load_target=load_target,
+        sets=sets,
+    )
+
+
+def _show_bundle(console: Console, path: Path, manifest: Any, measured: Any) -> None:
+    from exporter.artifacts import NotMeasured
+    from exporter.tables import BUILD_COLUMNS, build_rows
+
+    metric = manifest.variants[0].fidelity.metric
+    columns = [metric.name if name == "metric" and metric else name for name in BUILD_COLUMNS]
+    console.result("")
+    console.table(columns, build_rows(manifest, measured), title=f"{manifest.name} for {manifest.target}")
+    gate = manifest.variants[-1].fidelity.gate
+    console.result(f"gate: {'; '.join(gate.rules) if gate.rules else gate.reason}")
+    if isinstance(measured, NotMeasured):
+        console.result(f"latency: not measured, {measured.reason}; `{measured.command}` measures it")
+    else:
+        host, settings = measured.host, measured.settings
+        console.result(
+            f"latency: {measured.runtime.name} {measured.runtime.version}, {settings.threads} thread(s), batch "
+            f"{settings.batch}, {measured.provenance} on {host.cpu} ({host.cores} cores)"
+        )
+    console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
+    console.result(f"bundle: {path}")
+
+
+def _origin(origins: dict[str, str], target: str, key: str) -> str:
+    return origins.get(f"targets.{target}.{key}") or origins.get(key) or "built-in default"
+
+
+def _toml(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _other(variant: str) -> str:
+    return f"; {variant} is the fastest here: `--set-default` makes it the default"
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds / DAY:.1f} days" if seconds >= DAY else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,113 @@
+"""Untyped tables to Structs, with every problem named and the closest key proposed for a typo."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from exporter.errors import closest
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+REFERENCES = ("source", "data", "metric")
+"""Keys that hold a file, or `file.py:function`, or `pkg.module:function`."""
+
+
+def convert_struct(
+    raw: object,
+    kind: type[S],
+    where: str,
+    problems: list[str],
+    *,
+    base: Path | None,
+    also: tuple[str, ...] = (),
+) -> S | None:
+    """Reads a table into a Struct.
+
+    Args:
+        raw: the table.
+        kind: the Struct type.
+        where: dotted key of the table, for messages.
+        problems: receives every fault found.
+        base: folder that relative paths start from; None where a table holds none.
+        also: further keys that are valid here, for proposals.
+
+    Returns:
+        The Struct, or None when there was a problem.
+    """
+    if not isinstance(raw, Mapping):
+        problems.append(f"{where}: a table is expected, not {_kind(raw)}")
+        return None
+    hints = get_type_hints(kind, include_extras=True)
+    before = len(problems)
+    values = {}
+    for key, value in raw.items():
+        if key not in hints:
+            problems.append(f"{where}.{key}: unknown key{closest(key, [*hints, *also])}")
+            continue
+        values[key] = _convert(value, hints[key], f"{where}.{key}", problems, base)
+    required = [field.name for field in msgspec.structs.fields(kind) if field.required]
+    problems += [f"{where}.{key} is missing" for key in required if key not in raw]
+    return kind(**values) if len(problems) == before else None
+
+
+def defaults_of(kind: type[msgspec.Struct]) -> list[str]:
+    """Names of the fields that have a default."""
+    return [field.name for field in msgspec.structs.fields(kind) if not field.required]
+
+
+def _convert(value: object, hint: Any, where: str, problems: list[str], base: Path | None) -> Any:
+    nested = _struct_in(hint)
+    if nested is not None:
+        return convert_struct(value, nested, where, problems, base=base)
+    if get_origin(hint) is dict and (nested := _struct_in(get_args(hint)[1])) is not None:
+        if not isinstance(value, Mapping):
+            problems.append(f"{where}: a table is expected, not {_kind(value)}")
+            return None
+        return {
+            key: convert_struct(item, nested, f"{where}.{key}", problems, base=base) for key, item in value.items()
+        }
+    if base is not None and isinstance(value, str) and where.rpartition(".")[2] in REFERENCES:
+        return resolve_reference(value, base)
+    try:
+        return msgspec.convert(value, hint, dec_hook=lambda kind, item: _path(kind, item, base))
+    except msgspec.ValidationError as error:
+        problems.append(f"{where}: {_words(str(error))} (got {value!r})")
+        return None
+
+
+def resolve_reference(reference: str, base: Path) -> str:
+    """Makes the file in `file`, `file.py:function` absolute; `pkg.module:function` and plain words stay."""
+    path, colon, name = reference.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{base / path}:{name}"
+    if (colon and "/" not in reference and "\\" not in reference) or reference == "accuracy":
+        return reference
+    return str(base / reference)
+
+
+def _path(kind: type, value: object, base: Path | None) -> Path:
+    if kind is Path and isinstance(value, str):
+        return (base or Path()) / value
+    raise NotImplementedError(f"no conversion of {_kind(value)} to {kind.__name__}")
+
+
+def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
+    candidates = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def _kind(value: object) -> str:
+    names = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true/false", "list": "a list"}
+    return names.get(type(value).__name__, type(value).__name__)
+
+
+def _words(message: str) -> str:
+    return message.removesuffix(" - at `$`").replace("`", "'")

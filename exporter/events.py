@@ -1,0 +1,55 @@
+"""What the pipeline tells while it works; the console turns it into a screen, plain lines or JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all events; `tag` makes the type a field of its JSON."""
+
+
+class StepStarted(Event, frozen=True, kw_only=True):
+    """A step begins; `total` counts its units of work where they are known."""
+
+    step: str
+    total: int | None = None
+
+
+class StepProgress(Event, frozen=True, kw_only=True):
+    """`done` units of a step are finished."""
+
+    step: str
+    done: int
+
+
+class StepFinished(Event, frozen=True, kw_only=True):
+    """A step ended well; `cached` when its result was there already."""
+
+    step: str
+    cached: bool
+    seconds: float
+    detail: str = ""
+
+
+class StepFailed(Event, frozen=True, kw_only=True):
+    """A step ended with an error, which is reported on its own."""
+
+    step: str
+
+
+class Note(Event, frozen=True, kw_only=True):
+    """Something that the user should know, and that stops nothing."""
+
+    text: str
+
+
+class Quiet(Event, frozen=True, kw_only=True):
+    """Latency is measured from here until the step finishes: nothing may animate."""
+
+    step: str
+
+
+Emit = Callable[[Event], None]

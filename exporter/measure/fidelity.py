@@ -1,0 +1,121 @@
+"""Divergence from a reference, streamed over the evaluation data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from exporter.artifacts import Fidelity, OutputFidelity
+from exporter.errors import StageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class _Divergence:
+    """Running sums for one output."""
+
+    def __init__(self) -> None:
+        self.signal = 0.0
+        self.error = 0.0
+        self.dot = 0.0
+        self.candidate = 0.0
+        self.largest = 0.0
+        self.rows = 0
+        self.agreeing = 0
+
+    def add(self, reference: NDArray[np.generic], candidate: NDArray[np.generic]) -> None:
+        import numpy as np
+
+        wanted, got = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+        # Masks put -inf (or NaN) into outputs on purpose: equal ones agree, and carry no signal.
+        same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
+        finite = np.isfinite(wanted)
+        error = np.where(same, 0.0, got - wanted)
+        left, right = np.where(finite, wanted, 0.0), np.where(finite, got, 0.0)
+        self.signal += float(np.sum(left * left))
+        self.candidate += float(np.sum(right * right))
+        self.dot += float(np.sum(left * right))
+        self.error += float(np.sum(error * error))
+        self.largest = max(self.largest, float(np.max(np.abs(error), initial=0.0)))
+        if wanted.ndim >= 2 and wanted.shape[-1] > 1:
+            self.rows += wanted.size // wanted.shape[-1]
+            self.agreeing += int(np.sum(wanted.argmax(-1) == got.argmax(-1)))
+
+    def result(self, output: str, floating: bool) -> OutputFidelity:
+        norm = math.sqrt(self.signal * self.candidate)
+        return OutputFidelity(
+            output=output,
+            sqnr_db=sqnr_db(self.signal, self.error),
+            cosine=min(1.0, self.dot / norm) if norm > 0 else float(self.error == 0.0),
+            max_abs_error=self.largest,
+            top1_agreement=self.agreeing / self.rows if self.rows and floating else None,
+        )
+
+
+def sqnr_db(signal: float, error: float) -> float | None:
+    """10 log10(signal power / error power) in dB; None when there is no error, -300 when there is no signal."""
+    if error == 0.0:
+        return None
+    return max(-300.0, 10 * math.log10(signal / error)) if signal > 0 and math.isfinite(error) else -300.0
+
+
+def measure_fidelity(
+    pairs: Iterable[tuple[Arrays, Arrays]],
+    *,
+    reference: Literal["torch", "onnx"],
+    reference_digest: str,
+    data: Literal["evaluation", "calibration"],
+) -> Fidelity:
+    """Compares a candidate with its reference, batch by batch, in constant memory.
+
+    Args:
+        pairs: (reference outputs, candidate outputs) of each batch, by output name.
+        reference: what the reference ran in.
+        reference_digest: digest of the reference model.
+        data: which data the batches came from.
+
+    Raises:
+        StageError: an output is missing, has another shape, or is not finite where the reference is.
+    """
+    import numpy as np
+
+    sums: dict[str, _Divergence] = {}
+    floating: dict[str, bool] = {}
+    samples = 0
+    for wanted, got in pairs:
+        for name, expected in wanted.items():
+            if name not in got or got[name].shape != expected.shape:
+                shape = tuple(got[name].shape) if name in got else "nothing"
+                raise StageError(
+                    f"output '{name}' changed its shape",
+                    why=f"{reference} gives {tuple(expected.shape)}, the converted model {shape}",
+                )
+            _check_finite(name, expected, got[name])
+            sums.setdefault(name, _Divergence()).add(expected, got[name])
+            floating[name] = bool(np.issubdtype(expected.dtype, np.floating))
+        samples += len(next(iter(wanted.values()))) if next(iter(wanted.values())).ndim else 1
+    return Fidelity(
+        reference=reference,
+        reference_digest=reference_digest,
+        samples=samples,
+        data=data,
+        outputs=tuple(divergence.result(name, floating[name]) for name, divergence in sums.items()),
+    )
+
+
+def _check_finite(name: str, expected: NDArray[np.generic], got: NDArray[np.generic]) -> None:
+    import numpy as np
+
+    if not np.issubdtype(got.dtype, np.floating):
+        return
+    broken = int(np.sum(~np.isfinite(got) & np.isfinite(expected)))
+    if broken:
+        raise StageError(
+            f"output '{name}' holds {broken} NaN or infinite values where the reference is finite",
+            hint="the ranges seen in calibration may not cover the model's activations",
+        )

@@ -1,0 +1,46 @@
+"""torch to ONNX: one calling convention, export, and a numerical check against torch.
+
+Importing this room does not import torch; its names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from exporter.onnx_export.versions import export_opset, opset_for_runtime
+
+if TYPE_CHECKING:
+    from exporter.onnx_export.compare import compare_with_torch
+    from exporter.onnx_export.export import export_onnx
+    from exporter.onnx_export.normalise import normalise_onnx
+    from exporter.onnx_export.prepare import Prepared, prepare_module
+    from exporter.onnx_export.reference import check_eval, torch_session
+
+__all__ = [
+    "Prepared",
+    "check_eval",
+    "compare_with_torch",
+    "export_onnx",
+    "export_opset",
+    "normalise_onnx",
+    "opset_for_runtime",
+    "prepare_module",
+    "torch_session",
+]
+
+_LATE = {
+    "Prepared": "prepare",
+    "check_eval": "reference",
+    "compare_with_torch": "compare",
+    "export_onnx": "export",
+    "normalise_onnx": "normalise",
+    "prepare_module": "prepare",
+    "torch_session": "reference",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)

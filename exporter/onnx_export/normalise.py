@@ -1,0 +1,83 @@
+"""A user's own ONNX file into the pipeline: the same graph and names, in a folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import BATCH
+from exporter.errors import ModelError, shorten
+
+if TYPE_CHECKING:
+    import onnx
+
+SINGLE_FILE_LIMIT = 1_900_000_000
+"""Bytes; protobuf ends at 2 GiB."""
+
+
+def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | None = None) -> None:
+    """Copies an ONNX model, its external data included; one file where it fits, else `<target>.data` beside it.
+
+    Args:
+        source: a model that was inspected before, so that its external data are known to be safe.
+        target: the file to write; its folder exists.
+        fixed_axes: dynamic axes by name, to be given a fixed size; a nameless axis 0 of an input is `batch`.
+
+    Raises:
+        ModelError: the shapes in the file contradict its operators.
+    """
+    import onnx
+    from onnx import external_data_helper as external
+
+    graph = onnx.load(str(source), load_external_data=False)
+    outside = any(external.uses_external_data(tensor) for tensor in external._get_all_tensors(graph))
+    if outside:
+        # Loaded before shapes are checked: sizes may depend on values of initializers.
+        external.load_external_data_for_model(graph, str(source.parent))
+    if fixed_axes:
+        _fix(graph.graph, fixed_axes)
+    large = graph.ByteSize() >= SINGLE_FILE_LIMIT
+    if not large:
+        _check_shapes(graph, source)
+    if not outside and not fixed_axes:
+        shutil.copyfile(source, target)
+    elif not large:
+        onnx.save(graph, str(target))
+    else:
+        onnx.save(
+            graph,
+            str(target),
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=f"{target.name}.data",
+        )
+
+
+def _check_shapes(model: onnx.ModelProto, source: Path) -> None:
+    from onnx import shape_inference
+
+    try:
+        shape_inference.infer_shapes(model, strict_mode=True)
+    except shape_inference.InferenceError as error:
+        raise ModelError(
+            "the shapes in the ONNX model contradict its operators",
+            where=str(source),
+            why=shorten(error),
+            hint="export the model again",
+        ) from error
+
+
+def _fix(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
+    stored = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        nameless = dims and not dims[0].dim_param and not (dims[0].HasField("dim_value") and dims[0].dim_value >= 0)
+        if nameless and BATCH in sizes and value.name not in stored:
+            dims[0].dim_value = sizes[BATCH]
+    values: Iterable[onnx.ValueInfoProto] = [*graph.input, *graph.output, *graph.value_info]
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]

@@ -1,0 +1,1 @@
+"""Plans to steps to outcomes. Everything the command line can do is a function here."""

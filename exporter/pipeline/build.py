@@ -1,0 +1,117 @@
+"""`build`: every target of a plan, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporter.artifacts import NotMeasured, Profile
+from exporter.errors import ExporterError, MissingError
+from exporter.pipeline.bundling import Bundling
+from exporter.pipeline.job import Job
+from exporter.pipeline.publish import Published, check_output, publish
+from exporter.pipeline.steps import Steps
+from exporter.plan import Plan, TargetPlan
+from exporter.target_api import Target
+
+
+class TargetFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a target was not built."""
+
+    target: str
+    error: ExporterError
+
+
+Outcome = Published | TargetFailure
+
+
+def build(
+    plan: Plan, output: Path, steps: Steps, load_target: Callable[[str], Target], *, keep_going: bool
+) -> list[Outcome]:
+    """Builds all targets.
+
+    Args:
+        plan: what to build.
+        output: folder that bundles are published in.
+        steps: runs the steps.
+        load_target: finds targets by name.
+        keep_going: record a target's failure and go on with the next instead of raising it.
+
+    Raises:
+        ExporterError: of the first target that fails, without `keep_going`.
+    """
+    check_output(output)
+    targets = {target.name: load_target(target.name) for target in plan.targets}
+    job = Job(plan, steps)
+    outcomes: list[Outcome] = []
+    for target_plan in plan.targets:
+        try:
+            outcomes.append(_build_target(job, targets[target_plan.name], target_plan, output, steps))
+        except ExporterError as error:
+            if not keep_going:
+                raise
+            outcomes.append(TargetFailure(target=target_plan.name, error=error))
+    return outcomes
+
+
+def _build_target(job: Job, target: Target, plan: TargetPlan, output: Path, steps: Steps) -> Published:
+    if (missing := target.missing()) is not None:
+        what, hint = missing
+        raise MissingError(f"target '{target.name}' cannot be built here: {what}", hint=hint)
+    return publish(Bundling(job, target, plan).draft(), output, plan.profile, steps)
+
+
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON: everything that the table shows, without raw latency samples."""
+    if isinstance(outcome, TargetFailure):
+        error = outcome.error
+        return {
+            "target": outcome.target,
+            "built": False,
+            "exit_code": error.exit_code,
+            "error": {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint},
+        }
+    manifest = outcome.manifest
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    return {
+        "target": manifest.target,
+        "built": True,
+        "cached": outcome.cached,
+        "bundle": str(outcome.path),
+        "digest": manifest.digest,
+        "default": manifest.choice,
+        "runtime": manifest.runtime,
+        "data": manifest.data,
+        "variants": [
+            {
+                "name": variant.name,
+                "precision": variant.precision,
+                "runtime": variant.runtime,
+                "size": variant_size(sizes, variant.main),
+                "scheme": variant.scheme,
+                "coverage": variant.coverage,
+                "fidelity": variant.fidelity,
+            }
+            for variant in manifest.variants
+        ],
+        "profile": profile_document(outcome.profile),
+    }
+
+
+def profile_document(profile: Profile | NotMeasured) -> dict[str, Any]:
+    """A profile without its raw samples, or why there is none."""
+    plain: dict[str, Any] = msgspec.to_builtins(profile)
+    if isinstance(profile, NotMeasured):
+        return {"measured": False} | plain
+    for variant in plain["variants"]:
+        del variant["samples_ns"]
+    return {"measured": True} | plain
+
+
+def variant_size(sizes: dict[str, int], main: str) -> int:
+    """Bytes of a variant's files: all that lies in the folder of its main file."""
+    folder = main.rpartition("/")[0] + "/"
+    return sum(size for path, size in sizes.items() if path.startswith(folder))

@@ -1,0 +1,348 @@
+"""The steps that belong to a target: variants, their fidelity and gates, and the bundle."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from exporter.artifacts import (
+    Choice,
+    DataFacts,
+    Fidelity,
+    Manifest,
+    ModelFacts,
+    QuantScheme,
+    Signature,
+    TensorSpec,
+    Variant,
+    canonical,
+    file_digest,
+)
+from exporter.bundle import BundleParts, read_manifest, write_bundle
+from exporter.devices import cpu_features, run_self_test
+from exporter.errors import GateError, InputError, closest
+from exporter.measure import apply_gate, compare_metric, load_metric, measure_fidelity, metric_digest
+from exporter.pipeline.job import DataChecked, FloatModel, Int8Model, Job, Reference
+from exporter.pipeline.steps import versions
+from exporter.plan import TargetPlan
+from exporter.plan_types import QuantizePlan
+from exporter.store import list_files
+from exporter.target_api import ConvertRequest, Payload, Target, VariantFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+TOOLS = ("edge-exporter", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+class Drafted(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle in the store: complete and self-tested, but neither measured nor published."""
+
+    folder: Path
+    manifest: Manifest
+
+
+class Bundling:
+    """Makes one target's bundle out of the job's artifacts."""
+
+    def __init__(self, job: Job, target: Target, plan: TargetPlan) -> None:
+        self.job = job
+        self.target = target
+        self.plan = plan
+        self.steps = job.steps
+
+    def draft(self) -> Drafted:
+        """Runs every step up to the sealed bundle in the store.
+
+        Raises:
+            GateError: a variant lost more than the gate allows.
+        """
+        job, plan = self.job, self.plan
+        need = self.target.requires(plan.options)
+        inputs = job.inputs(plan.export)
+        checked, data = job.check_data(inputs)
+        float_model = job.float_model(inputs, checked, data, plan.export, need)
+        signature = self._signature(float_model, inputs)
+        self._check_output(signature)
+        reference = job.reference(inputs, float_model)
+        int8_model = None
+        if plan.quantize.enabled and need.quantized:
+            samples = checked.calibration.samples if checked.calibration else 0
+            int8_model = job.int8_model(inputs, float_model, scheme_of(plan.quantize), samples)
+        folder, variants = self._convert(float_model, int8_model, signature)
+        judged = [(variant, self._evaluate(folder, variant, inputs, reference)) for variant in variants]
+        self._gate(judged)
+        return self._assemble(folder, judged, signature, checked, data)
+
+    def _signature(self, float_model: FloatModel, inputs: tuple[TensorSpec, ...]) -> Signature:
+        return msgspec.structs.replace(
+            float_model.exported.signature,
+            inputs=inputs,
+            preprocessing=self.job.preprocessing,
+            labels=self.job.plan.model.labels,
+        )
+
+    def _check_output(self, signature: Signature) -> None:
+        evaluation = self.job.plan.evaluation
+        names = [spec.name for spec in signature.outputs]
+        if evaluation is not None and evaluation.output is not None and evaluation.output not in names:
+            raise InputError(
+                f"the model has no output '{evaluation.output}'{closest(evaluation.output, names)}",
+                where="evaluation.output",
+                hint=f"its outputs: {', '.join(names)}",
+            )
+
+    def _convert(
+        self, float_model: FloatModel, int8_model: Int8Model | None, signature: Signature
+    ) -> tuple[Path, tuple[VariantFile, ...]]:
+        request = ConvertRequest(
+            float_model=float_model.path,
+            int8_model=int8_model.path if int8_model else None,
+            coverage=int8_model.coverage if int8_model else None,
+            scheme=int8_model.scheme if int8_model else None,
+            signature=signature,
+        )
+
+        def build(folder: Path) -> None:
+            (folder / "variants").mkdir()
+            made = self.target.convert(request, self.plan.options, folder / "variants")
+            (folder / "variants.json").write_bytes(canonical(made))
+
+        parts = {
+            "target": [self.target.name, self.target.version],
+            "options": self.plan.options,
+            "float": float_model.key,
+            "int8": int8_model.key if int8_model else None,
+            "signature": signature,
+            "versions": versions(*self.target.distributions),
+        }
+        stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert")
+        made = msgspec.json.decode((stored.folder / "variants.json").read_bytes(), type=tuple[VariantFile, ...])
+        return stored.folder / "variants", made
+
+    def _evaluate(
+        self, folder: Path, variant: VariantFile, inputs: tuple[TensorSpec, ...], reference: Reference
+    ) -> Fidelity:
+        """Fidelity of a variant, measured on the target's runtime."""
+        evaluation = self.job.plan.evaluation
+        labelled = evaluation is not None and evaluation.labels is not None
+        metric_name = evaluation.metric if evaluation is not None and labelled else None
+        output = evaluation.output if evaluation is not None else None
+        label = f"{self.target.name}: accuracy of {variant.name}"
+        progress = self.steps.progress(label)
+
+        def build(target_folder: Path) -> None:
+            metric = load_metric(metric_name, output) if metric_name else None
+            session = self.target.open_session(folder / variant.main)
+            seen = _Seen(keep=metric is not None)
+
+            def pairs() -> Iterator[tuple[Arrays, Arrays]]:
+                from exporter.pipeline.arrays import read_groups
+
+                groups = [f"{index}/outputs" for index in range(reference.batches)]
+                wanted = read_groups(reference.path, groups)
+                for done, (batch, expected) in enumerate(
+                    zip(self.job.judged_batches(inputs), wanted, strict=True), start=1
+                ):
+                    got = session(batch)
+                    seen.add(expected, got)
+                    progress(done)
+                    yield expected, got
+
+            fidelity = measure_fidelity(
+                pairs(),
+                reference="onnx" if self.job.source.kind == "onnx" else "torch",
+                reference_digest=self.job.source.digest,
+                data=self.job.judged_by,
+            )
+            if metric is not None and metric_name is not None:
+                labels = seen.labels(reference)
+                name = metric_name.rpartition(":")[2]
+                wanted_value, value = metric(seen.whole("expected"), labels), metric(seen.whole("got"), labels)
+                fidelity = msgspec.structs.replace(fidelity, metric=compare_metric(name, wanted_value, value))
+            (target_folder / "fidelity.json").write_bytes(canonical(fidelity))
+
+        parts = {
+            "files": _digests(folder / variant.main),
+            "reference": reference.key,
+            "metric": metric_digest(metric_name, output) if metric_name else None,
+            # Kernels differ by CPU: u8s8 saturates where VNNI is missing.
+            "cpu": cpu_features(),
+            "target": [self.target.name, self.target.version],
+            "versions": versions(*self.target.distributions),
+        }
+        stored = self.steps.stored("evaluate", 1, parts, build, label=label, total=reference.batches)
+        return msgspec.json.decode((stored.folder / "fidelity.json").read_bytes(), type=Fidelity)
+
+    def _gate(self, judged: list[tuple[VariantFile, Fidelity]]) -> None:
+        failures = [
+            f"{variant.name}: {failure}"
+            for variant, fidelity in judged
+            for failure in apply_gate(fidelity, self.plan.gate).gate.failures
+        ]
+        if failures:
+            raise GateError(
+                "the accuracy gate was not met; nothing is published" + "".join(f"\n  - {line}" for line in failures),
+                where=f"target {self.target.name}",
+                hint="try `--set quantize.observer=entropy` or `--set quantize.reduce_range=true`, leave nodes in "
+                "float with [quantize] exclude, or change [gate]",
+            )
+
+    def _assemble(
+        self,
+        folder: Path,
+        judged: list[tuple[VariantFile, Fidelity]],
+        signature: Signature,
+        checked: DataChecked,
+        data: Path,
+    ) -> Drafted:
+        payload = self.target.payload(self.plan.options)
+        resolved = self.job.plan.resolved(self.plan)
+        fidelities = {variant.name: apply_gate(fidelity, self.plan.gate) for variant, fidelity in judged}
+        variants = [variant for variant, _ in judged]
+        draft = self._manifest(variants, fidelities, signature, checked, payload, resolved)
+
+        def build(bundle: Path) -> None:
+            from exporter.pipeline.expected import expected_samples
+
+            samples = bundle.parent / f"{bundle.name}-samples.npz"
+            try:
+                tolerances = expected_samples(
+                    data / "cases.npz", checked.cases, samples, self.target, folder, variants
+                )
+                manifest = msgspec.structs.replace(
+                    draft,
+                    variants=tuple(
+                        msgspec.structs.replace(variant, tolerances=tolerances[variant.name])
+                        for variant in draft.variants
+                    ),
+                )
+                parts = BundleParts(variants=folder, samples=samples, runner=payload.files, plan=resolved)
+                write_bundle(bundle, manifest, parts)
+            finally:
+                samples.unlink(missing_ok=True)
+            run_self_test(bundle)
+
+        parts = {
+            "manifest": draft,
+            "variants": [entry.sha256 for entry in list_files(folder)],
+            "cases": checked.cases_digest,
+            "runner": {name: file_digest(path) for name, path in payload.files.items()},
+            "cpu": cpu_features(),
+        }
+        stored = self.steps.stored("bundle", 1, parts, build, label=f"{self.target.name}: bundle and self-test")
+        return Drafted(folder=stored.folder, manifest=read_manifest(stored.folder))
+
+    def _manifest(
+        self,
+        variants: list[VariantFile],
+        fidelities: Mapping[str, Fidelity],
+        signature: Signature,
+        checked: DataChecked,
+        payload: Payload,
+        resolved: Mapping[str, Any],
+    ) -> Manifest:
+        plan = self.job.plan
+        digests = self.job.data_digests
+        return Manifest(
+            name=plan.name,
+            target=self.target.name,
+            signature=signature,
+            variants=tuple(
+                Variant(
+                    name=variant.name,
+                    runtime=variant.runtime,
+                    main=f"variants/{variant.main}",
+                    precision=variant.precision,
+                    scheme=variant.scheme,
+                    coverage=variant.coverage,
+                    fidelity=fidelities[variant.name],
+                    tolerances={},
+                    requires=variant.requires,
+                )
+                for variant in variants
+            ),
+            float_variant=variants[0].name,
+            runtime=payload.runtime,
+            samples=checked.cases,
+            model=ModelFacts(
+                source=str(resolved["model"]["source"]), digest=self.job.source.digest, licence=plan.model.licence
+            ),
+            data=DataFacts(
+                calibration=digests.get("calibration"),
+                calibration_samples=checked.calibration.samples if checked.calibration else 0,
+                evaluation=digests.get("evaluation"),
+                evaluation_samples=checked.evaluation.samples if checked.evaluation else 0,
+                overlap=checked.overlap,
+            ),
+            tools=versions(*TOOLS, *self.target.distributions),
+            made_on={"machine": platform.machine(), "features": list(cpu_features())},
+            notes=self._notes(checked),
+            plan=dict(resolved),
+            files=(),
+            choice=Choice(variant=variants[0].name, why="no variant was measured yet: the float one runs"),
+        )
+
+    def _notes(self, checked: DataChecked) -> tuple[str, ...]:
+        overlap = f"{checked.overlap} samples are in both calibration and evaluation data"
+        return (overlap,) if checked.overlap else ()
+
+
+class _Seen:
+    """Outputs of all batches, for metrics that need the whole set."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._parts: dict[str, list[Arrays]] = {"expected": [], "got": []}
+
+    def add(self, expected: Arrays, got: Arrays) -> None:
+        if self._keep:
+            self._parts["expected"].append(expected)
+            self._parts["got"].append(got)
+
+    def whole(self, side: str) -> dict[str, NDArray[np.generic]]:
+        import numpy as np
+
+        parts = self._parts[side]
+        try:
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except ValueError as error:
+            raise InputError(
+                "a metric needs outputs that can be stacked, and batches have different shapes",
+                where="[evaluation]",
+                why=str(error),
+                hint="remove `labels` from [evaluation]: divergence from the model is measured without it",
+            ) from error
+
+    def labels(self, reference: Reference) -> NDArray[np.generic]:
+        import numpy as np
+
+        from exporter.pipeline.arrays import read_groups
+
+        groups = read_groups(reference.path, [str(index) for index in range(reference.batches)])
+        return np.concatenate([group["labels"] for group in groups])
+
+
+def scheme_of(plan: QuantizePlan) -> QuantScheme:
+    """The plan's quantization as the value that flows."""
+    return QuantScheme(
+        weights=plan.weights,
+        activations=plan.activations,
+        per_channel=plan.per_channel,
+        symmetric_activations=plan.symmetric_activations,
+        reduce_range=plan.reduce_range,
+        observer=plan.observer,
+        exclude=plan.exclude,
+    )
+
+
+def _digests(model: Path) -> list[str]:
+    """Digests of a model file and of what lies beside it."""
+    return [entry.sha256 for entry in list_files(model.parent)]

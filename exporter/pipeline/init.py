@@ -1,0 +1,135 @@
+"""`init`: a commented plan for a model and its data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from exporter import data as data_room
+from exporter.artifacts import TensorSpec
+from exporter.errors import OutputError
+from exporter.plan_types import DataPlan
+
+TEMPLATE = """\
+# Build with `edge-exporter build {file}`; `edge-exporter plan {file}` shows every value and where it came from.
+schema = 1
+name = {name}
+
+[model]
+source = {source}      # pkg.module:factory, file.py:factory, a torch.export .pt2, or an .onnx file
+{weights}
+# args = {{ width = 32 }}             # keyword arguments of the factory
+# outputs = ["logits"]              # names of the outputs, in order
+# labels = ["cat", "dog"]           # class names, in order
+# licence = "Apache-2.0"            # licence of the trained model, written into the bundle
+{inputs}
+[calibration]                       # representative inputs: int8 ranges are measured on them
+{calibration}
+
+# [evaluation]                      # held-out inputs: accuracy is measured on them
+# data = "evaluation.npz"
+# labels = "labels"                 # the array that holds labels; without it outputs are compared with the model's
+# metric = "accuracy"               # or "file.py:function" taking (outputs by name, labels)
+
+[gate]
+max_relative_loss = 0.01            # with labels: at most 1 % of the model's metric may be lost
+# min_sqnr_db = 20.0                # without labels: outputs must stay this close to the model's
+
+[quantize]
+# observer = "minmax"               # or "entropy", "percentile"
+# exclude = ["node_conv2d_3"]       # nodes to leave in float
+
+[profile]
+threads = 1
+
+[targets.cpu]
+# min_runtime = "1.19"              # oldest onnxruntime that the bundle must run on
+"""
+
+
+def write_plan(
+    model: str, calib: str | None, weights: Path | None, file: Path, *, overwrite: bool
+) -> tuple[TensorSpec, ...]:
+    """Writes a plan file.
+
+    Args:
+        model: source reference, relative to the working folder.
+        calib: calibration data, relative to the working folder, or None.
+        weights: state dict for a factory, or None.
+        file: where the plan goes; paths in it are made relative to its folder.
+        overwrite: replace a plan that is there.
+
+    Returns:
+        The inputs found in the data.
+
+    Raises:
+        OutputError: the file exists, or cannot be written.
+        DataError: the data cannot be read.
+    """
+    if file.exists() and not overwrite:
+        raise OutputError(
+            "the plan file exists already", where=str(file), hint="choose another with --output, or --force"
+        )
+    specs: tuple[TensorSpec, ...] = ()
+    if calib is not None:
+        from exporter.convert import resolve_reference
+
+        plan = DataPlan(data=resolve_reference(calib, Path.cwd()))
+        specs = data_room.infer_inputs(plan, labels="labels", preprocessing={})
+    named = {} if calib is None else {"data": _relative(calib, file.parent)}
+    stored = _toml(_relative(str(weights), file.parent)) if weights else None
+    text = TEMPLATE.format(
+        file=file.name,
+        name=_toml(_name(model)),
+        source=_toml(_relative(model, file.parent)),
+        weights=f"weights = {stored}" if stored else '# weights = "w.safetensors"',
+        if weights
+        else '# weights = "w.safetensors"',
+        inputs=_inputs(specs),
+        calibration="\n".join(f"{key} = {_toml(value)}" for key, value in named.items()) or '# data = "calib.npz"',
+    )
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError("the plan cannot be written", where=str(file), why=error.strerror) from error
+    return specs
+
+
+def _inputs(specs: tuple[TensorSpec, ...]) -> str:
+    lines = []
+    for spec in specs:
+        lines += [f"\n[model.inputs.{_key(spec.name)}]"]
+        if spec.dtype == "uint8":
+            # Raw pixels: what the model takes is float after preprocessing, so the shape follows from that.
+            lines += [
+                "# the data are uint8; if the model takes scaled floats, say how they are made:",
+                '# preprocess = { scale = 0.00392156862745098, data_layout = "HWC", layout = "CHW" }',
+            ]
+        lines += [f'dtype = "{spec.dtype}"', f"shape = {json.dumps(list(spec.shape))}   # a name is a dynamic axis"]
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def _relative(reference: str, folder: Path) -> str:
+    path, colon, function = reference.rpartition(":")
+    if not (colon and path.endswith(".py")):
+        if colon and "/" not in reference and "\\" not in reference:
+            return reference
+        path, colon, function = reference, "", ""
+    import os
+
+    return Path(os.path.relpath(Path(path).absolute(), folder.absolute())).as_posix() + colon + function
+
+
+def _name(model: str) -> str:
+    import re
+
+    tail = model.rpartition(":")[2] if ":" in model else Path(model).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", tail).strip("-._") or "model"
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _toml(name)

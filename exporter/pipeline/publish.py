@@ -1,0 +1,214 @@
+"""From a drafted bundle to a published one: measured, a default chosen, verified, renamed into place."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import filelock
+import msgspec
+
+from exporter.artifacts import Choice, Comparison, Manifest, NotMeasured, Profile, canonical
+from exporter.bundle import (
+    MANIFEST,
+    PROFILES,
+    bundle_name,
+    check_bundle,
+    read_profiles,
+    sealed_manifest,
+    sealed_profile,
+    write_atomically,
+)
+from exporter.devices import cpu_features, profile_name, run_bench
+from exporter.errors import BundleError, ExporterError, OutputError
+from exporter.events import Note, StepFinished
+from exporter.pipeline.bundling import Drafted
+from exporter.pipeline.steps import Steps, versions
+from exporter.plan_types import ProfilePlan
+from exporter.store import sync_tree, writing_failed
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle in the output folder, and its profile or why there is none."""
+
+    path: Path
+    manifest: Manifest
+    profile: Profile | NotMeasured
+    cached: bool
+
+
+def check_output(output: Path) -> None:
+    """Makes the output folder and proves that it can be written, before any work is done.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    probe = output / f".probe-{uuid.uuid4().hex}"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            "the output folder cannot be written",
+            where=str(error.filename or output),
+            why=error.strerror or str(error),
+            hint="choose another one with --output",
+        ) from error
+
+
+def publish(drafted: Drafted, output: Path, settings: ProfilePlan, steps: Steps) -> Published:
+    """Publishes a bundle, or returns the one that is there when it is intact and measured as asked.
+
+    Raises:
+        OutputError, StageError: the folder cannot be written.
+    """
+    final = output / bundle_name(drafted.manifest)
+    label = f"{drafted.manifest.target}: publish"
+    try:
+        steps.store.root.mkdir(parents=True, exist_ok=True)
+        # Two builds into one folder publish and measure one after the other; the second finds it done.
+        with filelock.FileLock(steps.store.root / f"publish-{drafted.manifest.digest[:32]}.lock"):
+            found = _intact(final, steps)
+            if found is not None and (ready := _measured_as_asked(final, found, settings)) is not None:
+                steps.emit(StepFinished(step=label, cached=True, seconds=0.0, detail=str(final)))
+                return ready
+            return _publish(drafted, final, settings, steps)
+    except OSError as error:
+        raise writing_failed(error, label, output) from error
+
+
+def remeasure(bundle: Path, settings: ProfilePlan, steps: Steps, *, python: str | None = None) -> Profile:
+    """Measures a published bundle again on this machine and writes the profile into it.
+
+    Raises:
+        BundleError: the bundle is damaged, or its self-test fails.
+        MissingError: its runtime is not here.
+    """
+    manifest = check_bundle(bundle)
+    profile = _measure(bundle, manifest, settings, steps, python)
+    try:
+        write_atomically(bundle / PROFILES / profile_name(profile), canonical(profile))
+    except OSError as error:
+        raise writing_failed(error, "the profile", bundle) from error
+    return profile
+
+
+def choose(manifest: Manifest, profile: Profile, name: str) -> Choice:
+    """The default variant: the fastest of those that were measured to be faster than float, else float."""
+    faster = [one for one in profile.comparisons if one.verdict == "faster"]
+    host = f"{profile.host.cpu}, {profile.settings.threads} thread{'s' if profile.settings.threads > 1 else ''}"
+    if faster:
+        best = min(faster, key=lambda one: one.ratio)
+        return Choice(variant=best.variant, why=f"{describe(best)} on {host}", profile=name)
+    rest = "; ".join(describe(one) for one in profile.comparisons) or "it is the only variant"
+    return Choice(variant=manifest.float_variant, why=f"{rest} on {host}", profile=name)
+
+
+def describe(comparison: Comparison) -> str:
+    """A comparison in words, with its interval."""
+    interval = (
+        f"latency ratio {comparison.ratio:.2f}, {comparison.confidence:.0%} interval "
+        f"{comparison.low:.2f} to {comparison.high:.2f}"
+    )
+    words = {"faster": "is faster than", "slower": "is slower than", "no difference": "is not measurably faster than"}
+    return f"{comparison.variant} {words[comparison.verdict]} {comparison.baseline} ({interval})"
+
+
+def set_default(bundle: Path, manifest: Manifest, choice: Choice) -> Manifest:
+    """Writes another default variant into a published bundle; its digest stays."""
+    chosen = sealed_manifest(msgspec.structs.replace(manifest, choice=choice))
+    try:
+        write_atomically(bundle / MANIFEST, canonical(chosen))
+    except OSError as error:
+        raise writing_failed(error, "the manifest", bundle) from error
+    return chosen
+
+
+def _publish(drafted: Drafted, final: Path, settings: ProfilePlan, steps: Steps) -> Published:
+    staging = final.parent / f".{final.name}-{uuid.uuid4().hex[:12]}"
+    bundle = staging / final.name
+    try:
+        staging.mkdir()
+        shutil.copytree(drafted.folder, bundle, ignore=shutil.ignore_patterns("entry.json"))
+        profile, manifest = _profile(bundle, drafted.manifest, final, settings, steps)
+        check_bundle(bundle)
+        sync_tree(bundle)
+        if final.exists():
+            # Damaged, or not measured as asked: it makes room for its successor, and goes when that stands.
+            final.rename(staging / "replaced")
+        bundle.rename(final)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    steps.emit(StepFinished(step=f"{manifest.target}: publish", cached=False, seconds=0.0, detail=str(final)))
+    return Published(path=final, manifest=manifest, profile=profile, cached=False)
+
+
+def _profile(
+    bundle: Path, manifest: Manifest, final: Path, settings: ProfilePlan, steps: Steps
+) -> tuple[Profile | NotMeasured, Manifest]:
+    command = f"edge-exporter profile {final} --set-default"
+    if not settings.enabled:
+        return NotMeasured(reason="profiling is turned off", command=command), manifest
+    try:
+        profile = _measure(bundle, manifest, settings, steps, None)
+    except BundleError:
+        raise
+    except ExporterError as error:
+        steps.emit(Note(text=f"no profile: {error.what} ({error.why})"))
+        return NotMeasured(reason=error.what, command=command), manifest
+    name = profile_name(profile)
+    write_atomically(bundle / PROFILES / name, canonical(profile))
+    return profile, set_default(bundle, manifest, choose(manifest, profile, name))
+
+
+def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps, python: str | None) -> Profile:
+    with steps.measuring(f"{manifest.target}: measure latency"):
+        extra = {} if python is None else {"python": python}
+        profile = run_bench(bundle, settings, len(manifest.variants), **extra)
+    if profile.bundle_digest != manifest.digest:
+        raise BundleError("the benchmark reports another bundle's digest", where=str(bundle))
+    for flag in profile.flags:
+        steps.emit(Note(text=f"latency: {flag}"))
+    return sealed_profile(profile)
+
+
+def _intact(final: Path, steps: Steps) -> Manifest | None:
+    if not final.is_dir():
+        return None
+    try:
+        return check_bundle(final)
+    except BundleError as error:
+        steps.emit(Note(text=f"{final} is damaged and is made again: {error.what}"))
+        return None
+
+
+def _measured_as_asked(final: Path, manifest: Manifest, settings: ProfilePlan) -> Published | None:
+    """The published bundle, when it has a profile of this host, runtime version and settings."""
+    if not settings.enabled:
+        reason = NotMeasured(reason="profiling is turned off", command=f"edge-exporter profile {final} --set-default")
+        return Published(path=final, manifest=manifest, profile=reason, cached=True)
+    wanted = _asked(settings)
+    for name, profile in read_profiles(final, manifest).items():
+        same_host = set(profile.host.features) <= set(cpu_features()) and profile.provenance == "native"
+        same_runtime = versions(profile.runtime.name) == {profile.runtime.name: profile.runtime.version}
+        if same_host and same_runtime and wanted == _used(profile) and manifest.choice.profile == name:
+            return Published(path=final, manifest=manifest, profile=profile, cached=True)
+    return None
+
+
+def _asked(settings: ProfilePlan) -> Sequence[float]:
+    return (
+        settings.threads, settings.min_samples, settings.min_seconds, settings.max_seconds,
+        settings.ci_width, settings.warmup_seconds, settings.seed,
+    )  # fmt: skip
+
+
+def _used(profile: Profile) -> Sequence[float]:
+    used = profile.settings
+    return (
+        used.threads, used.min_samples, used.min_seconds, used.max_seconds,
+        used.ci_width, used.warmup_seconds, used.seed,
+    )  # fmt: skip

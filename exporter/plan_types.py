@@ -1,0 +1,132 @@
+"""What a plan says, as frozen values: one Struct a section, defaults in place, paths already resolved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from exporter.artifacts import Dim, DType, Preprocessing
+
+Positive = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class InputPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[model.inputs.NAME]`: dtype and shape of one input; a string in the shape names a dynamic axis."""
+
+    dtype: DType | None = None
+    shape: tuple[Dim, ...] | None = None
+    preprocess: Preprocessing | None = None
+
+
+class ModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[model]`: the trained model.
+
+    Attributes:
+        source: `pkg.module:factory`, `file.py:factory`, a torch.export `.pt2` or an `.onnx` file.
+        weights: state dict for a factory: `.safetensors`, or `.pt`/`.pth` read with weights_only.
+        args: keyword arguments of the factory.
+        inputs: names, dtypes, shapes and preprocessing; what is missing is taken from the data.
+        outputs: names of the outputs in order; by default the model's own (dict keys) or `output`.
+        labels: class names, in the order of the model's classes.
+        depends: further files that the factory reads; their contents count when deciding what to rebuild.
+        allow_pickle: read pickled weights although they can run code.
+        licence: licence of the trained model, written into the bundle.
+    """
+
+    source: str
+    weights: Path | None = None
+    args: dict[str, Any] = {}
+    inputs: dict[str, InputPlan] = {}
+    outputs: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    depends: tuple[Path, ...] = ()
+    allow_pickle: bool = False
+    licence: str | None = None
+
+
+class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[calibration]`: representative inputs.
+
+    Attributes:
+        data: an .npz or .safetensors file, a folder of .npy files or images, or `file.py:callable`.
+        samples: use only the first so many samples.
+        batch_size: samples run together.
+        rename: array name in the data -> input name of the model.
+        ignore: arrays in the data that are not inputs.
+    """
+
+    data: str
+    samples: Positive | None = None
+    batch_size: Positive = 32
+    rename: dict[str, str] = {}
+    ignore: tuple[str, ...] = ()
+
+
+class EvaluationPlan(DataPlan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[evaluation]`: held-out data that accuracy is measured on.
+
+    Attributes:
+        labels: name of the array that holds labels; without it only divergence from the model is measured.
+        metric: `accuracy`, or `pkg.module:function` / `file.py:function` taking (outputs, labels).
+        output: the output that `accuracy` reads; by default the first.
+    """
+
+    labels: str | None = None
+    metric: str = "accuracy"
+    output: str | None = None
+
+
+class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[export]`: torch to ONNX.
+
+    Attributes:
+        opset: ONNX opset; by default the newest that the target's minimum runtime and the exporter know.
+        batch: `dynamic`, or a fixed number of samples.
+        tolerance: largest |onnx - torch| accepted, relative to the largest |torch| value of the output.
+    """
+
+    opset: Positive | None = None
+    batch: Literal["dynamic"] | Positive = "dynamic"
+    tolerance: Annotated[float, Meta(gt=0)] = 1e-3
+
+
+class QuantizePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[quantize]`: static int8 with calibration data."""
+
+    enabled: bool = True
+    weights: Literal["int8", "uint8"] = "int8"
+    activations: Literal["int8", "uint8"] = "uint8"
+    per_channel: bool = True
+    symmetric_activations: bool = False
+    reduce_range: bool = False
+    observer: Literal["minmax", "entropy", "percentile"] = "minmax"
+    exclude: tuple[str, ...] = ()
+
+
+class GatePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[gate]`: what a variant must keep to be published.
+
+    `max_relative_loss` needs labels; the others compare outputs with the trained model's and are off by default.
+    """
+
+    max_relative_loss: Share = 0.01
+    min_sqnr_db: float | None = None
+    min_cosine: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    min_top1_agreement: Share | None = None
+
+
+class ProfilePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[profile]`: how latency is measured."""
+
+    enabled: bool = True
+    threads: Positive = 1
+    min_samples: Positive = 200
+    min_seconds: Seconds = 1.0
+    max_seconds: Seconds = 20.0
+    ci_width: Annotated[float, Meta(gt=0)] = 0.02
+    warmup_seconds: Seconds = 0.3
+    seed: int = 0

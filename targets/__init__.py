@@ -1,0 +1,1 @@
+"""The built-in deployment targets, one module each."""

@@ -1,0 +1,89 @@
+"""x86-64 servers and desktops: ONNX in float and static int8, on onnxruntime's CPU provider."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from exporter.artifacts import Tolerance
+from exporter.onnx_export import opset_for_runtime
+from exporter.quantize import int8_tolerance
+from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
+from targets import _onnxruntime
+
+if TYPE_CHECKING:
+    from exporter.target_api import Arrays, Session
+
+MODEL = "model.onnx"
+
+
+class CpuOptions(TargetOptions, frozen=True, kw_only=True):
+    """`[targets.cpu]`.
+
+    Attributes:
+        min_runtime: oldest onnxruntime that the bundle must run on; decides opset and IR version.
+    """
+
+    min_runtime: str = "1.19"
+
+
+class CpuTarget:
+    """The cpu target; see `exporter.target_api.Target`."""
+
+    name = "cpu"
+    version = 1
+    summary = "x86-64: ONNX fp32 and static int8 (u8s8) on onnxruntime"
+    options_type = CpuOptions
+    defaults: Mapping[str, Mapping[str, Any]] = {"quantize": {"activations": "uint8", "weights": "int8"}}
+    distributions = ("onnxruntime",)
+
+    def missing(self) -> tuple[str, str] | None:
+        """Nothing beyond the exporter's own dependencies is needed."""
+        return None
+
+    def requires(self, options: TargetOptions) -> Need:
+        """The newest opset that the minimum runtime knows."""
+        minimum = cast(CpuOptions, options).min_runtime
+        opset, ir_version = opset_for_runtime(minimum)
+        return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}")
+
+    def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
+        """Copies the ONNX files: onnxruntime runs them as they are."""
+        variants = [_place(request.float_model, folder, VariantFile(
+            name="fp32", main=f"fp32/{MODEL}", runtime="onnxruntime", precision="float32",
+        ))]  # fmt: skip
+        if request.int8_model is not None:
+            variants.append(_place(request.int8_model, folder, VariantFile(
+                name="int8", main=f"int8/{MODEL}", runtime="onnxruntime", precision="int8",
+                scheme=request.scheme, coverage=request.coverage,
+            )))  # fmt: skip
+        return tuple(variants)
+
+    def payload(self, options: TargetOptions) -> Payload:
+        """The onnxruntime runner."""
+        return _onnxruntime.payload(cast(CpuOptions, options).min_runtime)
+
+    def open_session(self, model: Path) -> Session:
+        """Opens the model in onnxruntime, one thread."""
+        return _onnxruntime.open_session(model)
+
+    def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
+        """One int8 step for quantized variants, rounding for float ones."""
+        if variant.scheme is None:
+            return _onnxruntime.float_tolerance(expected)
+        return int8_tolerance(model, expected)
+
+
+def _place(model: Path, folder: Path, variant: VariantFile) -> VariantFile:
+    """Copies a model, with its external data file when it has one, to where the variant wants it."""
+    destination = folder / variant.main
+    destination.parent.mkdir(parents=True)
+    for file in model.parent.iterdir():
+        if file.name == model.name or file.name.startswith(model.name + "."):
+            shutil.copyfile(file, destination.parent / file.name.replace(model.name, MODEL, 1))
+    return variant
+
+
+TARGET: Target = CpuTarget()

@@ -1,0 +1,1 @@
+"""What is copied into a bundle. These files import nothing of the exporter."""
