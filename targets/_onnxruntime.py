@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,7 @@ from exporter.artifacts import RuntimeNeed, Tolerance
 from exporter.target_api import Payload
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from exporter.target_api import Arrays, Session
+    from exporter.target_api import Arrays
 
 RUNNER = Path(__file__).parent / "runner"
 FLOAT_RELATIVE = 1e-4
@@ -32,23 +28,6 @@ def payload(minimum: str) -> Payload:
             name="onnxruntime", minimum=minimum, requirements=(f"onnxruntime>={minimum},<2", "numpy>=1.21,<3")
         ),
     )
-
-
-def open_session(model: Path) -> Session:
-    """Opens an ONNX file on the CPU with one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    return run
 
 
 def float_tolerance(expected: Arrays) -> dict[str, Tolerance]:

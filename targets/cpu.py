@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from exporter.artifacts import Tolerance
-from exporter.onnx_export import opset_for_runtime
+from exporter.onnx_export import onnx_session, opset_for_runtime
 from exporter.quantize import int8_tolerance
 from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
 from targets import _onnxruntime
@@ -67,7 +67,7 @@ class CpuTarget:
 
     def open_session(self, model: Path) -> Session:
         """Opens the model in onnxruntime, one thread."""
-        return _onnxruntime.open_session(model)
+        return onnx_session(model)
 
     def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
         """One int8 step for quantized variants, rounding for float ones."""

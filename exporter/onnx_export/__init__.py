@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export.normalise import normalise_onnx
     from exporter.onnx_export.prepare import Prepared, prepare_module
     from exporter.onnx_export.reference import check_eval, torch_session
+    from exporter.onnx_export.session import onnx_session
 
 __all__ = [
     "Prepared",
@@ -24,6 +25,7 @@ __all__ = [
     "export_onnx",
     "export_opset",
     "normalise_onnx",
+    "onnx_session",
     "opset_for_runtime",
     "prepare_module",
     "torch_session",
@@ -35,6 +37,7 @@ _LATE = {
     "compare_with_torch": "compare",
     "export_onnx": "export",
     "normalise_onnx": "normalise",
+    "onnx_session": "session",
     "prepare_module": "prepare",
     "torch_session": "reference",
 }

@@ -17,13 +17,21 @@ from exporter.artifacts import TensorSpec
 from exporter.errors import ModelError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """How inputs, by their index in the signature, are passed to `forward()`."""
+
+    positional: tuple[int, ...] = ()
+    keywords: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
 class FlatModule(nn.Module):
     """Takes tensors in the order of the signature, gives a flat tuple of tensors."""
 
-    def __init__(self, module: nn.Module, keywords: tuple[str, ...] | None) -> None:
+    def __init__(self, module: nn.Module, convention: Convention) -> None:
         super().__init__()
         self.inner = module
-        self.keywords = keywords
+        self.convention = convention
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Runs the module; a tensor that is returned twice, or is an input, is copied, so that each has a name."""
@@ -36,9 +44,10 @@ class FlatModule(nn.Module):
 
     def call(self, *tensors: Tensor) -> object:
         """Runs the module and gives its own result."""
-        if self.keywords is None:
-            return self.inner(*tensors)
-        return self.inner(**dict(zip(self.keywords, tensors, strict=True)))
+        positional, keywords = self.convention.positional, self.convention.keywords
+        return self.inner(
+            *(tensors[index] for index in positional), **{name: tensors[index] for name, index in keywords.items()}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +118,44 @@ def prepare_module(
     if not from_program:
         inner.eval()
     names = tuple(spec.name for spec in inputs)
-    flat = FlatModule(inner, _keywords(inner.forward, names))
+    convention = _of_program(module, names) if isinstance(module, ExportedProgram) else _of(inner.forward, names)
+    flat = FlatModule(inner, convention)
     flat.training = False
     return Prepared(flat=flat, inputs=names, output_names=output_names, from_program=from_program)
 
 
-def _keywords(forward: Callable[..., object], names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The names to pass the inputs by, or None to pass them in order."""
+def _of_program(program: ExportedProgram, names: tuple[str, ...]) -> Convention:
+    """A program takes exactly the positional and keyword arguments that it was exported with."""
+    positional, keywords = program.call_spec.in_spec.children()
+    if not all(child.is_leaf() for child in (*positional.children(), *keywords.children())):
+        raise ModelError(
+            "the exported program takes tuples, lists or dicts of tensors",
+            where="its inputs",
+            hint="export it again from a module that takes each tensor as an argument of its own",
+        )
+    taken = tuple(program.graph_signature.user_inputs)
+    count = positional.num_children
+    if len(taken) != len(names) or not all(isinstance(name, str) for name in taken):
+        raise _misfit(names, ", ".join(map(str, taken)))
+    order = [names.index(str(name)) for name in taken] if set(taken) == set(names) else list(range(len(names)))
+    return Convention(
+        positional=tuple(order[:count]), keywords=dict(zip(keywords.context or (), order[count:], strict=True))
+    )
+
+
+def _of(forward: Callable[..., object], names: tuple[str, ...]) -> Convention:
+    """By name where all names are parameters of `forward`, else in order."""
+    in_order = Convention(positional=tuple(range(len(names))))
     try:
         takes = [p for p in inspect.signature(forward).parameters.values() if p.name != "self"]
     except (TypeError, ValueError):
-        return None
+        return in_order
     named = {p.name: p for p in takes if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     required = [p.name for p in takes if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if names and all(name in named for name in names):
         missing = [name for name in required if name not in names]
         if not missing:
-            return names
+            return Convention(keywords={name: index for index, name in enumerate(names)})
         raise ModelError(
             f"forward() needs inputs that are not there: {', '.join(missing)}",
             where="[model.inputs]",
@@ -137,12 +167,16 @@ def _keywords(forward: Callable[..., object], names: tuple[str, ...]) -> tuple[s
     only_by_name = [p.name for p in takes if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     needed = len(required) - len(only_by_name)
     if not only_by_name and needed <= len(names) <= most:
-        return None
+        return in_order
     shown = ", ".join(f"{p.name} (optional)" if p.default is not p.empty else str(p) for p in takes)
-    raise ModelError(
+    raise _misfit(names, shown)
+
+
+def _misfit(names: Sequence[str], takes: str) -> ModelError:
+    return ModelError(
         "the inputs do not fit the model's forward()",
         where="[model.inputs]",
-        why=f"the inputs are {', '.join(names) or 'none'}; forward() takes {shown or 'nothing'}",
+        why=f"the inputs are {', '.join(names) or 'none'}; forward() takes {takes or 'nothing'}",
         hint="name the inputs like the parameters of forward(), or give as many as it takes, in its order",
     )
 

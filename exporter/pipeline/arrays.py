@@ -62,7 +62,7 @@ def arrays_digest(groups: Mapping[str, Arrays]) -> str:
     import hashlib
 
     parts = [
-        [group, name, str(values.dtype), list(values.shape), hashlib.sha256(np.ascontiguousarray(values)).hexdigest()]
+        [group, name, str(values.dtype), list(values.shape), hashlib.sha256(values.tobytes()).hexdigest()]
         for group, arrays in groups.items()
         for name, values in arrays.items()
     ]

@@ -83,8 +83,6 @@ def write_plan(
         name=_toml(_name(model)),
         source=_toml(_relative(model, file.parent)),
         weights=f"weights = {stored}" if stored else '# weights = "w.safetensors"',
-        if weights
-        else '# weights = "w.safetensors"',
         inputs=_inputs(specs),
         calibration="\n".join(f"{key} = {_toml(value)}" for key, value in named.items()) or '# data = "calib.npz"',
     )

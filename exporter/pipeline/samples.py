@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +11,13 @@ import msgspec
 import numpy as np
 
 from exporter.artifacts import TensorSpec
-from exporter.pipeline.arrays import Arrays, arrays_digest, writing_arrays
+from exporter.pipeline.arrays import arrays_digest, writing_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from exporter.data import CalibrationSet
+    from exporter.pipeline.arrays import Arrays
 
 SINGLES = 8
 STACKED = 3
@@ -61,7 +63,7 @@ def example_groups(path: Path) -> list[str]:
         return sorted({name.split("/")[0] for name in archive.files})
 
 
-def _stack(taken: list[Arrays], count: int) -> dict[str, NDArray[np.generic]]:
+def _stack(taken: Sequence[Arrays], count: int) -> dict[str, NDArray[np.generic]]:
     """The first samples of equal shape stacked to `count`; too few are repeated, which keeps them real."""
     first = taken[0]
     alike = [sample for sample in taken if all(sample[name].shape == first[name].shape for name in first)]

@@ -7,6 +7,7 @@ from exporter.sources.factory import load_factory
 from exporter.sources.identify import Source, SourceKind, identify
 from exporter.sources.onnx_file import OnnxFacts, check_opset, inspect_onnx
 from exporter.sources.program import load_program
+from exporter.sources.program_inputs import program_inputs
 
 __all__ = [
     "OnnxFacts",
@@ -17,4 +18,5 @@ __all__ = [
     "inspect_onnx",
     "load_factory",
     "load_program",
+    "program_inputs",
 ]

@@ -46,8 +46,10 @@ def inspect_onnx(path: Path) -> OnnxFacts:
     if not path.is_file():
         raise ModelError("the model file does not exist", where=str(path))
     external = checked_external_files(path)
-    model = _checked(path)
-    signature = _signature(model, path, path.stat().st_size + sum(file.stat().st_size for file in external))
+    model = _load(path)
+    _complete(model, path)
+    signature = _signature(model, path)
+    _check(model, path, by_path=bool(external) or path.stat().st_size >= _LARGE)
     domains = {_domain(entry.domain): entry.version for entry in model.opset_import}
     if "" not in domains:
         raise ModelError("the model imports no version of the ONNX operator set", where=str(path))
@@ -80,19 +82,11 @@ def check_opset(facts: OnnxFacts, max_opset: int, max_ir: int, runtime_text: str
         )
 
 
-def _checked(path: Path) -> onnx.ModelProto:
+def _load(path: Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        onnx.checker.check_model(str(path))
         return onnx.load(str(path), load_external_data=False)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(
-            "the file is not a valid ONNX model",
-            where=str(path),
-            why=shorten(str(error).split("==> Context:")[0]),
-            hint="export it again, or see `python -m onnx.checker` of this file",
-        ) from error
     except Exception as error:
         raise ModelError(
             "the file is not an ONNX model, or is damaged",
@@ -102,42 +96,57 @@ def _checked(path: Path) -> onnx.ModelProto:
         ) from error
 
 
-def _signature(model: onnx.ModelProto, path: Path, size: int) -> Signature:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    stored |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    inputs = tuple(_spec(value, path, "input", {}) for value in model.graph.input if value.name not in stored)
-    outputs = model.graph.output
-    inferred: dict[str, tuple[Dim | None, ...]] = {}
-    if size < _LARGE and any(None in (_dims(value) or (None,)) for value in outputs):
-        inferred = _inferred(model)
-    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, "output", inferred) for value in outputs))
-
-
-def _inferred(model: onnx.ModelProto) -> dict[str, tuple[Dim | None, ...]]:
-    """Shapes of outputs that the file leaves open, as far as they follow from its operators."""
-    from onnx import shape_inference
+def _check(model: onnx.ModelProto, path: Path, *, by_path: bool) -> None:
+    """Runs onnx's own checker: on the file where it must follow external data, else on the completed model."""
+    import onnx
 
     try:
-        values = shape_inference.infer_shapes(model).graph.output
+        onnx.checker.check_model(str(path) if by_path else model)
+    except Exception as error:
+        raise ModelError(
+            "the file is not a valid ONNX model",
+            where=str(path),
+            why=shorten(str(error).split("==> Context:")[0]),
+            hint="export it again",
+        ) from error
+
+
+def _complete(model: onnx.ModelProto, path: Path) -> None:
+    """Adds sizes of outputs that the file leaves open and that follow from its operators."""
+    from onnx import shape_inference
+
+    outputs = [value for value in model.graph.output if value.type.WhichOneof("value") == "tensor_type"]
+    if path.stat().st_size >= _LARGE or not any(None in (_dims(value) or (None,)) for value in outputs):
+        return
+    try:
+        inferred = {value.name: value for value in shape_inference.infer_shapes(model).graph.output}
     except Exception:
-        return {}  # what cannot be inferred stays open, and is reported if even the rank does
-    return {value.name: dims for value in values if (dims := _dims(value)) is not None}
+        return  # what cannot be inferred stays open, and is reported if even the rank does
+    for value in outputs:
+        known = inferred[value.name].type.tensor_type
+        own = value.type.tensor_type
+        if not own.HasField("shape") and known.HasField("shape"):
+            own.shape.CopyFrom(known.shape)
+        if known.HasField("shape") and len(known.shape.dim) == len(own.shape.dim):
+            for have, better in zip(own.shape.dim, known.shape.dim, strict=True):
+                if not have.HasField("dim_value") and not have.dim_param:
+                    have.CopyFrom(better)
 
 
-def _spec(
-    value: onnx.ValueInfoProto, path: Path, role: str, inferred: Mapping[str, tuple[Dim | None, ...]]
-) -> TensorSpec:
+def _signature(model: onnx.ModelProto, path: Path) -> Signature:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    stored |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    inputs = tuple(_spec(value, path, "input") for value in model.graph.input if value.name not in stored)
+    return Signature(inputs=inputs, outputs=tuple(_spec(value, path, "output") for value in model.graph.output))
+
+
+def _spec(value: onnx.ValueInfoProto, path: Path, role: str) -> TensorSpec:
     where = f"{path}, {role} '{value.name}'"
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         what = (kind or "value of unknown type").removesuffix("_type").replace("_", " ")
         raise ModelError(f"an {role} of the model is no tensor but a {what}", where=where)
     dims = _dims(value)
-    known = inferred.get(value.name)
-    if dims is None:
-        dims = known
-    elif known is not None and len(known) == len(dims):
-        dims = tuple(a if a is not None else b for a, b in zip(dims, known, strict=True))
     if dims is None:
         raise ModelError(
             f"the model does not say how many axes its {role} has",
@@ -167,7 +176,8 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[Dim | None, ...] | None:
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             dims.append(int(dim.dim_value))
         else:
-            dims.append(dim.dim_param.strip().strip("?") or None)
+            name = dim.dim_param.strip().strip("?")
+            dims.append(None if name.startswith("unk__") else name or None)  # onnx's name for "unknown"
     return tuple(dims)
 
 

@@ -31,9 +31,10 @@ def load_program(path: Path, allow_pickle: bool = False) -> ExportedProgram:
     # torch.export.load would hide the cause of a failure in a log, and go on to an older format.
     from torch.export.pt2_archive._package import load_pt2
 
-    log = logging.getLogger("torch.export")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -46,7 +47,8 @@ def load_program(path: Path, allow_pickle: bool = False) -> ExportedProgram:
             hint="save it again with `torch.export.save` of the torch version installed here",
         ) from error
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
     program: ExportedProgram = programs[_MODEL]
     # Source text of input checks, which torch would compile and run; inputs are checked against the plan instead.
     program._guards_code = []
