@@ -1,1 +1,31 @@
-"""The built-in deployment targets, one module each."""
+"""The built-in deployment targets, one module each, and the runner that bundles of any target can carry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_RUNNER = Path(__file__).parent / "runner"
+
+
+def runner_files(runtime: Path) -> dict[str, Path]:
+    """What `Payload.files` needs: the runner's modules, and the one module that knows the runtime.
+
+    Args:
+        runtime: a module for Python 3.9 or newer that imports neither `exporter` nor `targets` and has
+
+            - `NAME`: the distribution that the runtime comes in,
+            - `version()`: its installed version, or raises `RuntimeMissing`,
+            - `provider()`: what executes the model inside the runtime,
+            - `open_session(model_path, threads, affinity)`: a session with `run(feed)`, from arrays by input name
+              to arrays by output name, and with `inputs()` and `outputs()`, lists of (name, dtype, shape),
+            - `RuntimeMissing`: an exception with `command`, the command that brings the runtime.
+
+    Returns:
+        Files by their name in the bundle: `run.py`, what it loads, and `runtime.py`.
+    """
+    runner = {
+        file.name: file
+        for file in sorted(_RUNNER.glob("*.py"))
+        if file.name != "__init__.py" and not file.name.endswith("_runtime.py")
+    }
+    return {**runner, "runtime.py": runtime}

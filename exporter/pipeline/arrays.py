@@ -44,9 +44,10 @@ def writing_arrays(path: Path, *, compressed: bool = False) -> Iterator[AddArray
         yield add
 
 
-def read_group(path: Path, group: str) -> dict[str, NDArray[np.generic]]:
-    """All arrays of one group, in the order in which they were written."""
-    return next(read_groups(path, [group]))
+def group_names(path: Path) -> list[str]:
+    """Groups of a file whose groups have one level, sorted."""
+    with np.load(path, allow_pickle=False) as archive:
+        return sorted({name.split("/")[0] for name in archive.files})
 
 
 def read_groups(path: Path, groups: list[str]) -> Iterator[dict[str, NDArray[np.generic]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,10 @@ from exporter.artifacts import (
 from exporter.bundle import BundleParts, read_manifest, write_bundle
 from exporter.devices import cpu_features, run_self_test
 from exporter.errors import GateError, InputError, closest
-from exporter.measure import apply_gate, compare_metric, load_metric, measure_fidelity, metric_digest
-from exporter.pipeline.job import DataChecked, FloatModel, Int8Model, Job, Reference
+from exporter.measure import apply_gate
+from exporter.pipeline.evaluating import evaluate
+from exporter.pipeline.job import Job
+from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
 from exporter.plan_types import QuantizePlan
@@ -77,7 +79,7 @@ class Bundling:
             samples = checked.calibration.samples if checked.calibration else 0
             int8_model = job.int8_model(inputs, float_model, scheme_of(plan.quantize), samples)
         folder, variants = self._convert(float_model, int8_model, signature)
-        judged = [(variant, self._evaluate(folder, variant, inputs, reference)) for variant in variants]
+        judged = [(variant, evaluate(job, self.target, folder, variant, inputs, reference)) for variant in variants]
         self._gate(judged)
         return self._assemble(folder, judged, signature, checked, data)
 
@@ -85,7 +87,7 @@ class Bundling:
         return msgspec.structs.replace(
             float_model.exported.signature,
             inputs=inputs,
-            preprocessing=self.job.preprocessing,
+            preprocessing=self.job.data.preprocessing,
             labels=self.job.plan.model.labels,
         )
 
@@ -124,62 +126,8 @@ class Bundling:
             "versions": versions(*self.target.distributions),
         }
         stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert")
-        made = msgspec.json.decode((stored.folder / "variants.json").read_bytes(), type=tuple[VariantFile, ...])
+        made = load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
         return stored.folder / "variants", made
-
-    def _evaluate(
-        self, folder: Path, variant: VariantFile, inputs: tuple[TensorSpec, ...], reference: Reference
-    ) -> Fidelity:
-        """Fidelity of a variant, measured on the target's runtime."""
-        evaluation = self.job.plan.evaluation
-        labelled = evaluation is not None and evaluation.labels is not None
-        metric_name = evaluation.metric if evaluation is not None and labelled else None
-        output = evaluation.output if evaluation is not None else None
-        label = f"{self.target.name}: accuracy of {variant.name}"
-        progress = self.steps.progress(label)
-
-        def build(target_folder: Path) -> None:
-            metric = load_metric(metric_name, output) if metric_name else None
-            session = self.target.open_session(folder / variant.main)
-            seen = _Seen(keep=metric is not None)
-
-            def pairs() -> Iterator[tuple[Arrays, Arrays]]:
-                from exporter.pipeline.arrays import read_groups
-
-                groups = [f"{index}/outputs" for index in range(reference.batches)]
-                wanted = read_groups(reference.path, groups)
-                for done, (batch, expected) in enumerate(
-                    zip(self.job.judged_batches(inputs), wanted, strict=True), start=1
-                ):
-                    got = session(batch)
-                    seen.add(expected, got)
-                    progress(done)
-                    yield expected, got
-
-            fidelity = measure_fidelity(
-                pairs(),
-                reference="onnx" if self.job.source.kind == "onnx" else "torch",
-                reference_digest=self.job.source.digest,
-                data=self.job.judged_by,
-            )
-            if metric is not None and metric_name is not None:
-                labels = seen.labels(reference)
-                name = metric_name.rpartition(":")[2]
-                wanted_value, value = metric(seen.whole("expected"), labels), metric(seen.whole("got"), labels)
-                fidelity = msgspec.structs.replace(fidelity, metric=compare_metric(name, wanted_value, value))
-            (target_folder / "fidelity.json").write_bytes(canonical(fidelity))
-
-        parts = {
-            "files": _digests(folder / variant.main),
-            "reference": reference.key,
-            "metric": metric_digest(metric_name, output) if metric_name else None,
-            # Kernels differ by CPU: u8s8 saturates where VNNI is missing.
-            "cpu": cpu_features(),
-            "target": [self.target.name, self.target.version],
-            "versions": versions(*self.target.distributions),
-        }
-        stored = self.steps.stored("evaluate", 1, parts, build, label=label, total=reference.batches)
-        return msgspec.json.decode((stored.folder / "fidelity.json").read_bytes(), type=Fidelity)
 
     def _gate(self, judged: list[tuple[VariantFile, Fidelity]]) -> None:
         failures = [
@@ -250,7 +198,7 @@ class Bundling:
         resolved: Mapping[str, Any],
     ) -> Manifest:
         plan = self.job.plan
-        digests = self.job.data_digests
+        digests = self.job.data.digests
         return Manifest(
             name=plan.name,
             target=self.target.name,
@@ -295,41 +243,6 @@ class Bundling:
         return (overlap,) if checked.overlap else ()
 
 
-class _Seen:
-    """Outputs of all batches, for metrics that need the whole set."""
-
-    def __init__(self, *, keep: bool) -> None:
-        self._keep = keep
-        self._parts: dict[str, list[Arrays]] = {"expected": [], "got": []}
-
-    def add(self, expected: Arrays, got: Arrays) -> None:
-        if self._keep:
-            self._parts["expected"].append(expected)
-            self._parts["got"].append(got)
-
-    def whole(self, side: str) -> dict[str, NDArray[np.generic]]:
-        import numpy as np
-
-        parts = self._parts[side]
-        try:
-            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        except ValueError as error:
-            raise InputError(
-                "a metric needs outputs that can be stacked, and batches have different shapes",
-                where="[evaluation]",
-                why=str(error),
-                hint="remove `labels` from [evaluation]: divergence from the model is measured without it",
-            ) from error
-
-    def labels(self, reference: Reference) -> NDArray[np.generic]:
-        import numpy as np
-
-        from exporter.pipeline.arrays import read_groups
-
-        groups = read_groups(reference.path, [str(index) for index in range(reference.batches)])
-        return np.concatenate([group["labels"] for group in groups])
-
-
 def scheme_of(plan: QuantizePlan) -> QuantScheme:
     """The plan's quantization as the value that flows."""
     return QuantScheme(
@@ -341,8 +254,3 @@ def scheme_of(plan: QuantizePlan) -> QuantScheme:
         observer=plan.observer,
         exclude=plan.exclude,
     )
-
-
-def _digests(model: Path) -> list[str]:
-    """Digests of a model file and of what lies beside it."""
-    return [entry.sha256 for entry in list_files(model.parent)]

@@ -30,7 +30,6 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     example_digest: str
     cases_digest: str
     cases: int
-    second_batch: bool
 
 
 def write_samples(folder: Path, data_set: CalibrationSet, inputs: tuple[TensorSpec, ...]) -> Samples:
@@ -53,14 +52,7 @@ def write_samples(folder: Path, data_set: CalibrationSet, inputs: tuple[TensorSp
         example_digest=arrays_digest(example),
         cases_digest=arrays_digest(named),
         cases=len(cases),
-        second_batch=dynamic,
     )
-
-
-def example_groups(path: Path) -> list[str]:
-    """Groups of example.npz in order."""
-    with np.load(path, allow_pickle=False) as archive:
-        return sorted({name.split("/")[0] for name in archive.files})
 
 
 def _stack(taken: Sequence[Arrays], count: int) -> dict[str, NDArray[np.generic]]:

@@ -32,8 +32,10 @@ _OPERATORS = frozenset({
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt",
     "ge", "and_", "or_", "not_", "xor", "getitem", "lshift", "rshift", "invert", "truth", "index",
 })  # fmt: skip
+# torch.ops has methods too, which import modules and load libraries; and one operator opens files by name.
 _TARGETS = re.compile(
-    r"(torch\.ops(\.[A-Za-z_]\w*){2,3}|math\.[a-z]\w*|torch\._?sym_\w+|torch\.(sym|math)\.\w+|#\w+:[\w.:]+)\Z",
+    r"(torch\.ops(?!\.(import_module|load_library|loaded_libraries)\b)(?!\.aten\.from_file\b)"
+    r"(\.(?!__)[A-Za-z_]\w*){2,3}|math\.[a-z]\w*|torch\._?sym_\w+|torch\.(sym|math)\.\w+|#\w+:[\w.:]+)\Z",
     re.ASCII,
 )
 _FUNCTIONS = frozenset({

@@ -80,7 +80,9 @@ def _read_torch(path: Path, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on pickle protocols, which the error covers
+            found: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not allow_pickle:
             raise pickle_refused(path, error) from error

@@ -25,10 +25,11 @@ class Net(nn.Module):
         super().__init__()
         self.linear = nn.Linear(4, 3)
         self.register_buffer("held", torch.ones(3))
+        self.constant = torch.arange(2.0)
 
     def forward(self, image, ids):
         scores = self.linear(image) + self.held + image.shape[0] // 2
-        return {"scores": scores.reshape(image.shape[0] * 3, -1), "a key": ids + 1, "const": torch.ones(2)}
+        return {"scores": scores.reshape(image.shape[0] * 3, -1), "a key": ids + 1, "const": self.constant * 2}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,9 @@ EDITS = {
         0, {"as_expr": {"expr_str": f"open({ran!r}, 'w')", "hint": {"as_int": 2}}}
     ),
     "operator": lambda p, ran: node(p).update(target="torch.os.system"),
+    "module of torch.ops": lambda p, ran: node(p).update(target="torch.ops.import_module.__call__"),
+    "method of torch.ops": lambda p, ran: node(p).update(target="torch.ops.load_library.x"),
+    "file operator": lambda p, ran: node(p).update(target="torch.ops.aten.from_file.default"),
     "python operator": lambda p, ran: node(p).update(target="_operator.methodcaller"),
     "node name": lambda p, ran: node(p).update(name=f"x = open({ran!r}, 'w')"),
     "argument name": lambda p, ran: p["graph_module"]["module_call_graph"][0]["signature"].update(

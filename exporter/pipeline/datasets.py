@@ -1,0 +1,88 @@
+"""The plan's data: digests, and sets opened for the model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from exporter import data as data_room
+from exporter.artifacts import Preprocessing, TensorSpec
+from exporter.errors import DataError
+from exporter.plan import Plan
+from exporter.plan_types import DataPlan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from exporter.data import CalibrationSet
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+Role = Literal["calibration", "evaluation"]
+
+
+class DataSets:
+    """Calibration and evaluation data of a plan.
+
+    Raises:
+        DataError: the plan names no data, or they cannot be read.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.labels = plan.evaluation.labels if plan.evaluation else None
+        self.class_names = plan.model.labels
+        self.preprocessing: dict[str, Preprocessing] = {
+            name: spec.preprocess for name, spec in plan.model.inputs.items() if spec.preprocess
+        }
+        self.sections: dict[Role, DataPlan] = {}
+        if plan.calibration is not None:
+            # Calibration data often carry labels too, under the same name: they are no input.
+            ignored = (self.labels,) if self.labels else ()
+            self.sections["calibration"] = msgspec.structs.replace(
+                plan.calibration, ignore=(*plan.calibration.ignore, *ignored)
+            )
+        if plan.evaluation is not None:
+            self.sections["evaluation"] = plan.evaluation
+        if not self.sections:
+            raise DataError(
+                "the plan names no data",
+                where="[calibration], [evaluation]",
+                why="a bundle tests itself with real inputs, and none are ever made up",
+                hint='add `[calibration] data = "file.npz"`, or give --calib',
+            )
+        self.digests: dict[str, str] = {
+            role: data_room.content_digest(section, self._labels(role)) for role, section in self.sections.items()
+        }
+
+    @property
+    def judged(self) -> Role:
+        """Which data fidelity is measured on."""
+        return "evaluation" if "evaluation" in self.sections else "calibration"
+
+    def infer_inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes read off the data."""
+        role: Role = next(iter(self.sections))
+        return data_room.infer_inputs(
+            self.sections[role], labels=self._labels(role), preprocessing=self.preprocessing
+        )
+
+    def open(self, role: Role, inputs: tuple[TensorSpec, ...]) -> CalibrationSet:
+        """Opens one of the sets."""
+        return data_room.open_set(
+            self.sections[role],
+            inputs=inputs,
+            preprocessing=self.preprocessing,
+            labels=self._labels(role),
+            class_names=self.class_names,
+        )
+
+    def judged_batches(self, inputs: tuple[TensorSpec, ...]) -> Iterator[Arrays]:
+        """The batches that fidelity is measured on, always in the same order and sizes."""
+        section = self.sections[self.judged]
+        return (batch.inputs for batch in self.open(self.judged, inputs).batches(section.batch_size))
+
+    def _labels(self, role: Role) -> str | None:
+        return self.labels if role == "evaluation" else None

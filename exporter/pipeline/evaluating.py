@@ -1,0 +1,127 @@
+"""Fidelity of a variant: run on its target's runtime over the evaluation data, against the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exporter.artifacts import Fidelity, TensorSpec, canonical
+from exporter.devices import cpu_features
+from exporter.errors import InputError
+from exporter.measure import compare_metric, load_metric, measure_fidelity, metric_digest
+from exporter.pipeline.job import Job
+from exporter.pipeline.results import Reference, load_json
+from exporter.pipeline.steps import versions
+from exporter.store import list_files
+from exporter.target_api import Target, VariantFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def evaluate(
+    job: Job,
+    target: Target,
+    folder: Path,
+    variant: VariantFile,
+    inputs: tuple[TensorSpec, ...],
+    reference: Reference,
+) -> Fidelity:
+    """Divergence from the reference, and the task metric where there are labels; not gated yet.
+
+    Args:
+        job: the build.
+        target: opens the variant.
+        folder: where the target's files are.
+        variant: what to run.
+        inputs: of the model.
+        reference: outputs of the trained model on the same batches.
+    """
+    evaluation = job.plan.evaluation
+    metric_name = evaluation.metric if evaluation is not None and evaluation.labels is not None else None
+    output = evaluation.output if evaluation is not None else None
+    label = f"{target.name}: accuracy of {variant.name}"
+    progress = job.steps.progress(label)
+
+    def build(result: Path) -> None:
+        metric = load_metric(metric_name, output) if metric_name else None
+        session = target.open_session(folder / variant.main)
+        seen = _Seen(keep=metric is not None)
+
+        def pairs() -> Iterator[tuple[Arrays, Arrays]]:
+            from exporter.pipeline.arrays import read_groups
+
+            wanted = read_groups(reference.path, [f"{index}/outputs" for index in range(reference.batches)])
+            batches = zip(job.data.judged_batches(inputs), wanted, strict=True)
+            for done, (batch, expected) in enumerate(batches, start=1):
+                got = session(batch)
+                seen.add(expected, got)
+                progress(done)
+                yield expected, got
+
+        fidelity = measure_fidelity(
+            pairs(),
+            reference="onnx" if job.source.kind == "onnx" else "torch",
+            reference_digest=job.source.digest,
+            data=job.data.judged,
+        )
+        if metric is not None and metric_name is not None:
+            labels = _labels(reference)
+            values = [metric(seen.whole(side), labels) for side in ("expected", "got")]
+            compared = compare_metric(metric_name.rpartition(":")[2], *values)
+            fidelity = msgspec.structs.replace(fidelity, metric=compared)
+        (result / "fidelity.json").write_bytes(canonical(fidelity))
+
+    parts = {
+        "files": [entry.sha256 for entry in list_files((folder / variant.main).parent)],
+        "reference": reference.key,
+        "metric": metric_digest(metric_name, output) if metric_name else None,
+        # Kernels differ by CPU: u8s8 saturates where VNNI is missing.
+        "cpu": cpu_features(),
+        "target": [target.name, target.version],
+        "versions": versions(*target.distributions),
+    }
+    stored = job.steps.stored("evaluate", 1, parts, build, label=label, total=reference.batches)
+    return load_json(stored.folder / "fidelity.json", Fidelity)
+
+
+class _Seen:
+    """Outputs of all batches, for metrics, which need the whole set."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._parts: dict[str, list[Arrays]] = {"expected": [], "got": []}
+
+    def add(self, expected: Arrays, got: Arrays) -> None:
+        if self._keep:
+            self._parts["expected"].append(expected)
+            self._parts["got"].append(got)
+
+    def whole(self, side: str) -> dict[str, NDArray[np.generic]]:
+        import numpy as np
+
+        parts = self._parts[side]
+        try:
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except ValueError as error:
+            raise InputError(
+                "a metric needs outputs that can be stacked, and batches have different shapes",
+                where="[evaluation]",
+                why=str(error),
+                hint="remove `labels` from [evaluation]: divergence from the model is measured without it",
+            ) from error
+
+
+def _labels(reference: Reference) -> NDArray[np.generic]:
+    import numpy as np
+
+    from exporter.pipeline.arrays import read_groups
+
+    groups = read_groups(reference.path, [str(index) for index in range(reference.batches)])
+    return np.concatenate([group["labels"] for group in groups])

@@ -1,0 +1,74 @@
+"""What the steps that belong to the model leave in the store, and hand to each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from exporter.artifacts import Coverage, QuantScheme, Signature, Value
+
+T = TypeVar("T")
+
+
+class SetFacts(Value, frozen=True, kw_only=True):
+    """What checking one set found."""
+
+    samples: int
+    notes: tuple[str, ...]
+
+
+class DataChecked(Value, frozen=True, kw_only=True):
+    """data.json of the data step; beside it lie example.npz (one or two batches) and cases.npz (inputs of cases)."""
+
+    calibration: SetFacts | None
+    evaluation: SetFacts | None
+    overlap: int
+    example_digest: str
+    cases_digest: str
+    cases: int
+
+
+class Inspected(Value, frozen=True, kw_only=True):
+    """inspected.json: what a model file says about itself."""
+
+    signature: Signature
+
+
+class Exported(Value, frozen=True, kw_only=True):
+    """export.json: the signature with the user's names, and how far ONNX is from torch (None for a ready file)."""
+
+    signature: Signature
+    max_relative_error: float | None
+    batches_compared: int
+
+
+class FloatModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A float ONNX file in the store."""
+
+    path: Path
+    key: str
+    exported: Exported
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """Outputs of the trained model on the evaluation data: one group of arrays a batch, and its labels."""
+
+    path: Path
+    key: str
+    batches: int
+
+
+class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
+    """A QDQ ONNX file in the store."""
+
+    path: Path
+    key: str
+    scheme: QuantScheme
+    coverage: Coverage
+
+
+def load_json(path: Path, kind: type[T]) -> T:
+    """Reads a step's JSON; the store has checked its bytes."""
+    return msgspec.json.decode(path.read_bytes(), type=kind)

@@ -1,0 +1,40 @@
+"""What all tests share: one thread, a store of their own, and a workplace that command lines run in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before numpy and torch are imported: their thread pools are sized once.
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+from support import Workplace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test touches the user's store; each module has one of its own."""
+    folder = tmp_path_factory.mktemp("store")
+    before = os.environ.get("EDGE_EXPORTER_CACHE")
+    os.environ["EDGE_EXPORTER_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        os.environ.pop("EDGE_EXPORTER_CACHE", None)
+    else:
+        os.environ["EDGE_EXPORTER_CACHE"] = before
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    """A folder and a store for one test."""
+    return Workplace(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A folder and a store for a whole module, for tests that only read what was made there."""
+    return Workplace(tmp_path_factory.mktemp("shared"))
