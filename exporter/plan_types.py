@@ -15,7 +15,13 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class InputPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[model.inputs.NAME]`: dtype and shape of one input; a string in the shape names a dynamic axis."""
+    """`[model.inputs.NAME]`: one input; what is left out is taken from the data or the model file.
+
+    Attributes:
+        dtype: element type that the model takes.
+        shape: sizes; a text names a dynamic axis, and axis 0 is the one that samples are stacked along.
+        preprocess: how raw data become this input; see below.
+    """
 
     dtype: DType | None = None
     shape: tuple[Dim, ...] | None = None
@@ -95,7 +101,18 @@ class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class QuantizePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[quantize]`: static int8 with calibration data."""
+    """`[quantize]`: static int8 with calibration data.
+
+    Attributes:
+        enabled: build an int8 variant beside the float one.
+        weights: type of weights.
+        activations: type of activations.
+        per_channel: one scale for each output channel of weights instead of one for each tensor.
+        symmetric_activations: ranges of activations are made symmetric around zero.
+        reduce_range: 7-bit weights, which cannot saturate on x86 CPUs without VNNI.
+        observer: how ranges are taken from calibration: `minmax`, `entropy` or `percentile`.
+        exclude: names of ONNX nodes to leave in float.
+    """
 
     enabled: bool = True
     weights: Literal["int8", "uint8"] = "int8"
@@ -108,9 +125,13 @@ class QuantizePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class GatePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[gate]`: what a variant must keep to be published.
+    """`[gate]`: what a variant must keep to be published; a failed gate publishes nothing.
 
-    `max_relative_loss` needs labels; the others compare outputs with the trained model's and are off by default.
+    Attributes:
+        max_relative_loss: largest share of the model's metric that may be lost; acts where there are labels.
+        min_sqnr_db: least signal to quantization noise ratio of each output, in dB; off by default.
+        min_cosine: least cosine similarity of each output with the model's; off by default.
+        min_top1_agreement: least share of rows with the model's arg-max; off by default.
     """
 
     max_relative_loss: Share = 0.01
@@ -120,7 +141,18 @@ class GatePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProfilePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[profile]`: how latency is measured."""
+    """`[profile]`: how latency is measured.
+
+    Attributes:
+        enabled: measure latency; without it the float variant is the default.
+        threads: threads of the runtime.
+        min_samples: steady-state runs of each variant, at least.
+        min_seconds: time spent in steady state, at least.
+        max_seconds: time spent in steady state, at most; a wider interval than asked is then flagged.
+        ci_width: wanted width of the median's 95 % confidence interval, relative to the median.
+        warmup_seconds: time spent warming up each variant.
+        seed: of the random order in which variants run.
+    """
 
     enabled: bool = True
     threads: Positive = 1

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import RuntimeNeed, Tolerance
 from exporter.target_api import Payload
+from targets import runner_files
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
 
-RUNNER = Path(__file__).parent / "runner"
+RUNTIME = Path(__file__).parent / "runner" / "onnxruntime_runtime.py"
 FLOAT_RELATIVE = 1e-4
 """fp32 on another CPU differs by rounding and by the order of sums: far below this share of the largest value."""
 
@@ -19,11 +20,7 @@ FLOAT_RELATIVE = 1e-4
 def payload(minimum: str) -> Payload:
     """The runner for onnxruntime and the requirements that bring it."""
     return Payload(
-        files={
-            "run.py": RUNNER / "run.py",
-            "bench.py": RUNNER / "bench.py",
-            "runtime.py": RUNNER / "onnxruntime_runtime.py",
-        },
+        files=runner_files(RUNTIME),
         runtime=RuntimeNeed(
             name="onnxruntime", minimum=minimum, requirements=(f"onnxruntime>={minimum},<2", "numpy>=1.21,<3")
         ),

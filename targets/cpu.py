@@ -20,7 +20,7 @@ MODEL = "model.onnx"
 
 
 class CpuOptions(TargetOptions, frozen=True, kw_only=True):
-    """`[targets.cpu]`.
+    """`[targets.cpu]`: keys of the cpu target alone.
 
     Attributes:
         min_runtime: oldest onnxruntime that the bundle must run on; decides opset and IR version.

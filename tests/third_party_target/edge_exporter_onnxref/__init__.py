@@ -1,0 +1,1 @@
+"""A deployment target that lives outside edge-exporter."""
