@@ -216,7 +216,8 @@ def targets(**common: Any) -> None:
                     target = load_target(name)
                     missing, summary = target.missing(), target.summary
             except ExporterError as error:
-                missing, summary = (error.what, error.hint or ""), "cannot be loaded"
+                what = f"{error.what}: {error.why}" if error.why else error.what
+                missing, summary = (what, error.hint or ""), "cannot be loaded"
             state = "ready" if missing is None else f"missing: {missing[0]} ({missing[1]})"
             rows.append((name, state, summary))
             document.append({"name": name, "summary": summary, "ready": missing is None, "missing": missing})

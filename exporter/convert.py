@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from exporter.errors import closest
+from exporter.errors import closest, shorten
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -44,7 +45,7 @@ def convert_struct(
         return None
     hints = get_type_hints(kind, include_extras=True)
     before = len(problems)
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in hints:
             problems.append(f"{where}.{key}: unknown key{closest(key, [*hints, *also])}")
@@ -72,11 +73,19 @@ def _convert(value: object, hint: Any, where: str, problems: list[str], base: Pa
             key: convert_struct(item, nested, f"{where}.{key}", problems, base=base) for key, item in value.items()
         }
     if base is not None and isinstance(value, str) and where.rpartition(".")[2] in REFERENCES:
+        if not value.strip():
+            problems.append(f"{where}: a file or `file.py:function` is expected, not an empty text")
+            return None
         return resolve_reference(value, base)
+    if (number := _unfit(value)) is not None:
+        # A limit that is no number would be met by everything, and a manifest could not hold it.
+        kind = "a finite number" if isinstance(number, float) else "a whole number of at most 64 bits"
+        problems.append(f"{where}: {kind} is expected (got {shorten(number, 40)})")
+        return None
     try:
         return msgspec.convert(value, hint, dec_hook=lambda kind, item: _path(kind, item, base))
     except msgspec.ValidationError as error:
-        problems.append(f"{where}: {_words(str(error))} (got {value!r})")
+        problems.append(f"{where}: {_words(str(error))} (got {shorten(repr(value), 80)})")
         return None
 
 
@@ -93,7 +102,7 @@ def resolve_reference(reference: str, base: Path) -> str:
 def _path(kind: type, value: object, base: Path | None) -> Path:
     if kind is Path and isinstance(value, str):
         return (base or Path()) / value
-    raise NotImplementedError(f"no conversion of {_kind(value)} to {kind.__name__}")
+    raise TypeError(f"Expected 'path', got {_kind(value)}")  # msgspec makes it a fault of the value.
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
@@ -102,6 +111,16 @@ def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
         if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
             return candidate
     return None
+
+
+def _unfit(value: object) -> int | float | None:
+    """The first number inside a value that JSON has no place for, or None."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**63 else value
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return next((found for item in inside if (found := _unfit(item)) is not None), None)
 
 
 def _kind(value: object) -> str:

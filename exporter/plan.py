@@ -6,7 +6,7 @@ collected and shown together before any work starts.
 
 from __future__ import annotations
 
-import re
+import datetime
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any, cast
 import msgspec
 
 from exporter.convert import convert_struct, defaults_of
-from exporter.errors import InputError, PlanError, closest
+from exporter.errors import InputError, PlanError, shorten
+from exporter.plan_checks import check_files, check_preprocessing, check_top_level
+from exporter.plan_sets import deep_merge, parse_sets
 from exporter.plan_types import (
     DataPlan,
     EvaluationPlan,
@@ -37,7 +39,7 @@ PER_TARGET: dict[str, type[msgspec.Struct]] = {
     "profile": ProfilePlan,
 }
 TOP_LEVEL = ("schema", "name", "targets", *GLOBAL, *PER_TARGET)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+TOML_TIMES = (datetime.datetime, datetime.date, datetime.time)
 PATH_KEYS = {"model": ("source", "weights", "depends"), "calibration": ("data",), "evaluation": ("data", "metric")}
 
 
@@ -82,7 +84,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             ("evaluation", self.evaluation),
         ):
             if value is not None:
-                plain = cast(Tables, msgspec.to_builtins(value, enc_hook=str))
+                plain = cast(Tables, msgspec.to_builtins(value, builtin_types=TOML_TIMES, enc_hook=str))
                 written = self.written.get(section, {})
                 plain |= {key: _portable(written[key]) for key in PATH_KEYS[section] if key in written}
                 tables[section] = plain
@@ -118,8 +120,9 @@ def read_plan(
         raise InputError("the plan file does not exist", where=str(file), hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the plan file cannot be read", where=str(file), why=str(error)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError("the plan is not valid TOML", where=str(file), why=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: a number of thousands of digits, or deep nesting, is a fault of the file as well.
+        raise InputError("the plan is not valid TOML", where=str(file), why=shorten(error)) from error
     folder = file.absolute().parent
     return resolve(
         tables,
@@ -149,10 +152,26 @@ def resolve(
     Raises:
         PlanError: everything that is wrong, at once.
     """
+    try:
+        return _resolve(tables, base, where, origin, default_name, load_target, sets, only)
+    except RecursionError as error:
+        raise PlanError(["tables or lists are nested too deeply"], where=where) from error
+
+
+def _resolve(
+    tables: Tables,
+    base: Path,
+    where: str,
+    origin: str,
+    default_name: str,
+    load_target: Callable[[str], Target],
+    sets: Sequence[str],
+    only: Sequence[str],
+) -> Plan:
     problems: list[str] = []
-    overrides = _parse_sets(sets, problems)
+    overrides = parse_sets(sets, problems)
     tables = _select_targets(tables, only)
-    name = _check_top_level(tables, overrides, default_name, problems)
+    name = check_top_level(tables, overrides, TOP_LEVEL, default_name, problems)
     origins: dict[str, str] = {}
     globals_: dict[str, Any] = {}
     written: Tables = {}
@@ -162,19 +181,25 @@ def resolve(
                 problems.append("[model] is missing: it names the trained model (`source = ...`)")
             continue
         layers = [(origin, tables.get(section, {})), ("--set", overrides.get(section, {}))]
+        before = len(problems)
         merged = _merge(layers, section, kind, origins, problems)
-        written[section] = merged
-        globals_[section] = convert_struct(merged, kind, section, problems, base=base)
+        if len(problems) == before:
+            written[section] = merged
+            globals_[section] = convert_struct(merged, kind, section, problems, base=base)
+    before = len(problems)
     for section, kind in PER_TARGET.items():
-        for table in (tables.get(section, {}), overrides.get(section, {})):
-            convert_struct(table, kind, section, problems, base=None)
+        convert_struct(tables.get(section, {}), kind, section, problems, base=None)
+        convert_struct(overrides.get(section, {}), kind, f"--set {section}", problems, base=None)
+    shared_sound = len(problems) == before
+    present = _table(tables, "targets", problems)
     targets = [
-        _target_plan(target, tables, overrides, origin, load_target, origins, problems)
-        for target in _table(tables, "targets", problems)
+        _target_plan(target, present, tables, overrides, origin, load_target, origins, problems, shared_sound)
+        for target in present
     ]
     if not targets:
         problems.append("no target: add a table such as [targets.cpu], or name one with --target")
-    _check_files(globals_, problems)
+    check_files(globals_, problems)
+    check_preprocessing(globals_.get("model"), problems)
     if problems:
         raise PlanError(
             problems, where=where, hint="`edge-exporter plan PLAN` shows each value and where it came from"
@@ -192,27 +217,31 @@ def resolve(
 
 def _target_plan(
     name: str,
+    present: Tables,
     tables: Tables,
     overrides: Tables,
     origin: str,
     load_target: Callable[[str], Target],
     origins: dict[str, str],
     problems: list[str],
+    shared_sound: bool,
 ) -> TargetPlan | None:
     try:
         target = load_target(name)
     except PlanError as error:
         problems.extend(f"[targets.{name}] {problem} ({error.hint})" for problem in error.problems)
         return None
-    table = tables["targets"][name]
+    table = present[name]
     override = overrides.get("targets", {}).get(name, {})
-    if not isinstance(table, dict):
-        problems.append(f"targets.{name}: a table is expected")
-        return None
     before = len(problems)
+    for where, value in ((f"targets.{name}", table), (f"--set targets.{name}", override)):
+        if not isinstance(value, Mapping):
+            problems.append(f"{where}: a table is expected, not {shorten(repr(value), 80)}")
+    if len(problems) > before:
+        return None
     for section, kind in PER_TARGET.items():
-        for own_table in (table.get(section, {}), override.get(section, {})):
-            convert_struct(own_table, kind, f"targets.{name}.{section}", problems, base=None)
+        for where, own_table in ((f"targets.{name}", table), (f"--set targets.{name}", override)):
+            convert_struct(own_table.get(section, {}), kind, f"{where}.{section}", problems, base=None)
     own = [
         (origin, {key: value for key, value in table.items() if key not in PER_TARGET}),
         ("--set", {key: value for key, value in override.items() if key not in PER_TARGET}),
@@ -221,7 +250,8 @@ def _target_plan(
     options = convert_struct(
         merged, target.options_type, f"targets.{name}", problems, base=None, also=tuple(PER_TARGET)
     )
-    if options is None or len(problems) > before:
+    # What is wrong with the sections that all targets share is said once, not again for each target.
+    if options is None or len(problems) > before or not shared_sound:
         return None
     sections: dict[str, Any] = {}
     for section, kind in PER_TARGET.items():
@@ -251,96 +281,28 @@ def _merge(
     origins |= {f"{where}.{key}": "built-in default" for key in defaults_of(kind)}
     for origin, table in layers:
         if not isinstance(table, Mapping):
-            problems.append(f"{where}: a table is expected, not {table!r} ({origin})")
+            problems.append(f"{where}: a table is expected, not {shorten(repr(table), 80)} ({origin})")
             continue
-        merged |= _deep_merge(merged, table)
-        origins |= {f"{where}.{key}": origin for key in table}
+        for key, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            origins[f"{where}.{key}"] = f"{origins[f'{where}.{key}']}, {origin}" if both else origin
+        merged = deep_merge(merged, table)
     return merged
 
 
-def _deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tables:
-    result = dict(under)
-    for key, value in over.items():
-        below = result.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        result[key] = _deep_merge(cast(Tables, below), value) if both else value
-    return result
-
-
-def _parse_sets(sets: Sequence[str], problems: list[str]) -> Tables:
-    tables: Tables = {}
-    for text in sets:
-        key, equals, value = text.partition("=")
-        parts = key.strip().split(".")
-        if not equals or len(parts) < 2 or not all(parts):
-            problems.append(f"--set {text}: section.key=value is expected, as in --set quantize.per_channel=false")
-            continue
-        try:
-            parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value.strip()  # A bare word is taken as text, so that shells need no second pair of quotes.
-        nested: Any = parsed
-        for part in reversed(parts):
-            nested = {part: nested}
-        tables = _deep_merge(tables, nested)
-    return tables
-
-
 def _select_targets(tables: Tables, only: Sequence[str]) -> Tables:
-    if not only:
-        return tables
     present = tables.get("targets", {})
+    if not only or not isinstance(present, Mapping):
+        return tables
     return tables | {"targets": {name: present.get(name, {}) for name in only}}
-
-
-def _check_top_level(tables: Tables, overrides: Tables, default_name: str, problems: list[str]) -> str:
-    for key in [*tables, *overrides]:
-        if key not in TOP_LEVEL:
-            problems.append(f"{key}: unknown section or key{closest(key, TOP_LEVEL)}")
-    targets = tables.get("targets", {})
-    for target in overrides.get("targets", {}):
-        if target not in targets:
-            problems.append(f"--set targets.{target}: the plan does not build this target")
-    schema = tables.get("schema")
-    if schema != 1:
-        stated = "is missing" if schema is None else f"is {schema!r}"
-        problems.append(f"schema {stated}: this version reads `schema = 1`")
-    name = tables.get("name", re.sub(r"[^A-Za-z0-9._-]+", "-", default_name).strip("-.") or "model")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        problems.append(f"name: {name!r} cannot start a folder's name (letters, digits, '.', '_', '-'; at most 64)")
-        return "model"
-    return name
 
 
 def _table(tables: Tables, key: str, problems: list[str]) -> Tables:
     value = tables.get(key, {})
     if not isinstance(value, dict):
-        problems.append(f"{key}: a table is expected")
+        problems.append(f"{key}: a table is expected, not {shorten(repr(value), 80)}")
         return {}
     return value
-
-
-def file_part(reference: str) -> str | None:
-    """The path in a source, data or metric reference, or None when it names an importable module."""
-    path, colon, _ = reference.rpartition(":")
-    if colon and path.endswith(".py"):
-        return path
-    return None if colon and "/" not in reference and "\\" not in reference else reference
-
-
-def _check_files(sections: Mapping[str, Any], problems: list[str]) -> None:
-    """Names every file that the plan refers to and that is not there."""
-    found: list[tuple[str, str | Path | None]] = []
-    if model := sections.get("model"):
-        found += [("model.source", file_part(model.source)), ("model.weights", model.weights)]
-        found += [("model.depends", path) for path in model.depends]
-    for section in ("calibration", "evaluation"):
-        if data := sections.get(section):
-            found.append((f"{section}.data", file_part(data.data)))
-    evaluation = sections.get("evaluation")
-    if evaluation is not None and evaluation.metric != "accuracy":
-        found.append(("evaluation.metric", file_part(evaluation.metric)))
-    problems += [f"{key}: {path} does not exist" for key, path in found if path and not Path(path).exists()]
 
 
 def _portable(value: object) -> object:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from exporter.artifacts import Dim, DType, Preprocessing
+from exporter.artifacts import DType, Preprocessing
 
 Positive = Annotated[int, Meta(ge=1)]
+Axis = Positive | Annotated[str, Meta(min_length=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -24,7 +25,7 @@ class InputPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     dtype: DType | None = None
-    shape: tuple[Dim, ...] | None = None
+    shape: tuple[Axis, ...] | None = None
     preprocess: Preprocessing | None = None
 
 
@@ -161,4 +162,4 @@ class ProfilePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_seconds: Seconds = 20.0
     ci_width: Annotated[float, Meta(gt=0)] = 0.02
     warmup_seconds: Seconds = 0.3
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0

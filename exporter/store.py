@@ -3,30 +3,45 @@
 An entry is a folder `<root>/v1/<stage>/<key>/` that holds what the stage wrote and `entry.json`, which lists every
 file with its size and SHA-256. A result is built in a temporary folder under an exclusive lock, hashed, synced, and
 renamed into place; `entry.json` is written last, so a folder without a valid one is never taken for a result.
-Failures are not stored.
+Removing goes the other way: renamed out of place first. Failures are not stored.
+
+Temporary folders carry the name of the lock that protects them, so that one whose lock is free is known to be the
+rest of a killed run.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from exporter.artifacts import FileEntry, Value, canonical, digest_of, file_digest
-from exporter.errors import OutputError, StageError
+from exporter.disk import (
+    DISK_FULL,
+    disk_is_full,
+    sync_folder,
+    sync_tree,
+    write_synced,
+    writing_failed,
+)
+from exporter.errors import StageError
 
 ENTRY = "entry.json"
 LAYOUT = "v1"
-STALE_SECONDS = 24 * 3600
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+LOCK_NAME = 40
+"""Characters of a key that name its lock and its temporary folders; far more than chance can repeat."""
 
 
 class Entry(Value, frozen=True, kw_only=True):
@@ -79,24 +94,16 @@ class Store:
         self._temp = root / "tmp"
 
     def find(self, stage: str, key: str) -> Path | None:
-        """The folder of an intact entry, or None; a damaged entry is removed."""
+        """The folder of an intact entry, or None."""
         folder = self._entries / stage / key
-        if not (folder / ENTRY).is_file():
-            return None
-        if not _intact(folder, stage, key):
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        return folder
-
-    def has(self, stage: str, key: str) -> bool:
-        """Whether an entry exists; its contents are checked only when it is used."""
-        return (self._entries / stage / key / ENTRY).is_file()
+        # A damaged entry stays: who has no lock may be looking at one that another process is just replacing.
+        return folder if (folder / ENTRY).is_file() and _intact(folder, stage, key) else None
 
     def get_or_build(self, stage: str, key: str, build: Callable[[Path], None]) -> Stored:
         """Returns the entry, building it first when it is not there.
 
-        `build` writes only into the folder it is given. Two processes that want the same key build it once: the
-        second waits for the first and takes its result.
+        `build` writes only into the folder it is given, and no `entry.json` at its top. Two processes that want the
+        same key build it once: the second waits for the first and takes its result. A damaged entry is built again.
 
         Raises:
             OutputError: the store cannot be written.
@@ -106,37 +113,65 @@ class Store:
         if found is not None:
             _touch(found)
             return Stored(folder=found, key=key, cached=True)
-        with self._writing(stage), self._lock(key):
+        with self._writing(stage), self.exclusive(key):
             found = self.find(stage, key)
             if found is not None:
                 return Stored(folder=found, key=key, cached=True)
-            temp = self._temp / f"{key[:16]}-{uuid.uuid4().hex}"
+            self._clear_temp(key)
+            temp = self._new_temp(key)
             temp.mkdir(parents=True)
             try:
                 build(temp)
                 folder = self._publish(temp, stage, key)
+            except Exception as error:
+                # Asked here, because what was written goes next, and space comes back with it.
+                if disk_is_full(error, temp):
+                    raise writing_failed(error, f"stage {stage}", self.root, full=True) from error
+                raise
             finally:
-                shutil.rmtree(temp, ignore_errors=True)
+                self._clear_temp(key)
         return Stored(folder=folder, key=key, cached=False)
+
+    @contextmanager
+    def exclusive(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Holds a lock among all processes that use this store; gives False when it is taken and `wait` is off."""
+        import filelock
+
+        self._locks.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self._locks / f"{name[:LOCK_NAME]}.lock", timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def is_writing_error(self, error: OSError) -> bool:
         """Whether the store could not be written, as opposed to a fault of whatever else the stage opened."""
-        return error.errno in DISK_FULL or str(error.filename or "").startswith(str(self.root))
+        inside = error.filename is not None and Path(str(error.filename)).is_relative_to(self.root)
+        return error.errno in DISK_FULL or (inside and error.errno in UNWRITABLE)
 
     def usage(self) -> list[Usage]:
         """Every entry with its size in bytes and its age, oldest first."""
         now = time.time()
         found = []
         for entry in self._entries.glob(f"*/*/{ENTRY}"):
-            size = sum(file.stat().st_size for file in entry.parent.rglob("*") if file.is_file())
-            age = max(0.0, now - entry.stat().st_mtime)
+            try:
+                size = sum(file.stat().st_size for file in entry.parent.rglob("*") if file.is_file())
+                age = max(0.0, now - entry.stat().st_mtime)
+            except FileNotFoundError:  # Another process removed it in the meantime.
+                continue
             found.append(Usage(stage=entry.parent.parent.name, key=entry.parent.name, size=size, age_seconds=age))
         return sorted(found, key=lambda usage: -usage.age_seconds)
 
     def collect(self, *, older_than_seconds: float = 0.0, max_bytes: int | None = None) -> list[Usage]:
         """Removes entries unused for `older_than_seconds`, oldest first, until at most `max_bytes` are left.
 
-        Without `max_bytes` every entry that is old enough goes. What a killed run left behind goes as well.
+        Without `max_bytes` every entry that is old enough goes. What killed runs left behind goes as well. Entries
+        that another process is building, or has used in the meantime, stay.
         """
         self._sweep()
         entries = self.usage()
@@ -146,22 +181,45 @@ class Store:
             enough = max_bytes is not None and total <= max_bytes
             if enough or entry.age_seconds < older_than_seconds:
                 continue
-            with self._lock(entry.key):
+            with self.exclusive(entry.key, wait=False) as held:
                 folder = self._entries / entry.stage / entry.key
-                # Without its entry.json a half-removed folder is no result, so that file goes first.
-                (folder / ENTRY).unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
+                if not held or _age(folder) < entry.age_seconds:
+                    continue
+                self._remove(folder, entry.key)
             total -= entry.size
             removed.append(entry)
         return removed
 
     def _sweep(self) -> None:
-        """Removes temporary folders older than a day: no stage runs that long without touching its folder."""
+        """Removes temporary folders of runs that are gone, and entries that lack their entry.json."""
         for temp in self._temp.glob("*"):
-            if time.time() - temp.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(temp, ignore_errors=True)
+            key = temp.name.partition("-")[0]
+            with self.exclusive(key, wait=False) as held:
+                if held:
+                    _delete(temp)
+        for folder in self._entries.glob("*/*"):
+            with self.exclusive(folder.name, wait=False) as held:
+                if held and not (folder / ENTRY).exists():
+                    self._remove(folder, folder.name)
+
+    def _new_temp(self, key: str) -> Path:
+        return self._temp / f"{key[:LOCK_NAME]}-{uuid.uuid4().hex}"
+
+    def _clear_temp(self, key: str) -> None:
+        """Removes all temporary folders of a key, and what stages put beside them; its lock is held."""
+        for temp in self._temp.glob(f"{key[:LOCK_NAME]}-*"):
+            _delete(temp)
+
+    def _remove(self, folder: Path, key: str) -> None:
+        """Takes an entry out of sight in one step, then removes it; its lock is held."""
+        self._temp.mkdir(parents=True, exist_ok=True)
+        temp = self._new_temp(key)
+        folder.rename(temp)
+        _delete(temp)
 
     def _publish(self, temp: Path, stage: str, key: str) -> Path:
+        if (temp / ENTRY).exists():
+            raise ValueError(f"stage {stage} wrote a file of its own named {ENTRY}")
         entry = Entry(stage=stage, key=key, files=list_files(temp))
         sync_tree(temp)
         write_synced(temp / ENTRY, canonical(entry))
@@ -170,19 +228,11 @@ class Store:
             raise StageError(f"the result of stage {stage} changed while it was stored", where=str(temp))
         folder = self._entries / stage / key
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # What stands there without a valid entry.json is the rest of a killed run.
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            self._remove(folder, key)  # It is damaged: `find` has just refused it.
         temp.rename(folder)
         sync_folder(folder.parent)
         return folder
-
-    @contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        import filelock
-
-        self._locks.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self._locks / f"{key[:32]}.lock"):
-            yield
 
     @contextmanager
     def _writing(self, stage: str) -> Iterator[None]:
@@ -192,24 +242,6 @@ class Store:
             if self.is_writing_error(error):
                 raise writing_failed(error, f"stage {stage}", self.root) from error
             raise
-
-
-def writing_failed(error: OSError, what: str, folder: Path) -> OutputError | StageError:
-    """The user-facing error for an OSError while writing."""
-    if error.errno in DISK_FULL:
-        return StageError(
-            f"no space left on the disk while writing the result of {what}",
-            where=str(error.filename or folder),
-            why=error.strerror,
-            hint="free some space (`edge-exporter cache gc` removes old results) and run the same command again: "
-            "finished steps are kept",
-        )
-    return OutputError(
-        f"cannot write the result of {what}",
-        where=str(error.filename or folder),
-        why=error.strerror or str(error),
-        hint="choose another folder with --output, or with EDGE_EXPORTER_CACHE for the store",
-    )
 
 
 def list_files(folder: Path) -> tuple[FileEntry, ...]:
@@ -222,42 +254,29 @@ def list_files(folder: Path) -> tuple[FileEntry, ...]:
     return tuple(found)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes a file and waits until it is on the disk."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until a folder's entries are on the disk, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Waits until every file and folder below is on the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    sync_folder(folder)
-
-
 def _intact(folder: Path, stage: str, key: str) -> bool:
     try:
         entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
         return entry.stage == stage and entry.key == key and entry.files == list_files(folder)
     except (OSError, msgspec.MsgspecError):
         return False
+
+
+def _delete(path: Path) -> None:
+    """Removes a folder or a file; what cannot be removed now is left to the next time."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _age(folder: Path) -> float:
+    """Seconds since an entry's last use; minus infinity when it is gone."""
+    try:
+        return max(0.0, time.time() - (folder / ENTRY).stat().st_mtime)
+    except OSError:
+        return -math.inf
 
 
 def _touch(folder: Path) -> None:

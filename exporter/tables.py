@@ -42,7 +42,7 @@ def percent(share: float | None) -> str:
 
 def ratio(comparison: Comparison) -> str:
     """A ratio with its interval."""
-    return f"{comparison.ratio:.2f}x [{comparison.low:.2f}, {comparison.high:.2f}]"
+    return f"{comparison.ratio:.3f}x [{comparison.low:.3f}, {comparison.high:.3f}]"
 
 
 def profile_rows(profile: Profile) -> list[tuple[str, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from targets.runner import RUNNER_FILES
+
 _RUNNER = Path(__file__).parent / "runner"
 
 
@@ -14,18 +16,14 @@ def runner_files(runtime: Path) -> dict[str, Path]:
         runtime: a module for Python 3.9 or newer that imports neither `exporter` nor `targets` and has
 
             - `NAME`: the distribution that the runtime comes in,
-            - `version()`: its installed version, or raises `RuntimeMissing`,
+            - `version()`: its installed version; raises `RuntimeMissing`,
             - `provider()`: what executes the model inside the runtime,
             - `open_session(model_path, threads, affinity)`: a session with `run(feed)`, from arrays by input name
-              to arrays by output name, and with `inputs()` and `outputs()`, lists of (name, dtype, shape),
+              to arrays by output name, and with `inputs()` and `outputs()`, lists of (name, dtype, shape) with a
+              text for a dynamic axis; raises `RuntimeMissing`, or the runtime's own errors,
             - `RuntimeMissing`: an exception with `command`, the command that brings the runtime.
 
     Returns:
-        Files by their name in the bundle: `run.py`, what it loads, and `runtime.py`.
+        Files by their name in the bundle: `run.py`, what it imports, and `runtime.py`.
     """
-    runner = {
-        file.name: file
-        for file in sorted(_RUNNER.glob("*.py"))
-        if file.name != "__init__.py" and not file.name.endswith("_runtime.py")
-    }
-    return {**runner, "runtime.py": runtime}
+    return {**{name: _RUNNER / name for name in RUNNER_FILES}, "runtime.py": runtime}

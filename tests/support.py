@@ -86,9 +86,23 @@ class Result:
 
     @property
     def rebuilt(self) -> set[str]:
-        """Steps that finished and were not cached, without the target's name."""
+        """Steps that finished and were not cached, without the target's name and details in brackets."""
         done = [event for event in self.events if event["type"] == "StepFinished" and not event["cached"]]
-        return {event["step"].removeprefix("cpu: ") for event in done}
+        return {event["step"].removeprefix("cpu: ").partition(" (")[0] for event in done}
+
+
+def refused(result: Result, code: int, *mentions: str, hint: bool = True) -> str:
+    """Asserts one clear message for the user: exit code, no traceback, no bug report, and what it names."""
+    assert result.code == code, f"exit code {result.code}\n{result.err}"
+    assert "Traceback" not in result.err
+    assert "bug in edge-exporter" not in result.err
+    assert result.out == ""
+    message = result.err[result.err.index("error: ") :]
+    for mention in mentions:
+        assert mention in message, f"{mention!r} is not in\n{message}"
+    if hint:
+        assert "\n  hint:" in message, message
+    return message
 
 
 class Workplace:
@@ -97,7 +111,7 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "work"
         self.cache = folder / "store"
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name

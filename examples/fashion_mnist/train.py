@@ -76,9 +76,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Na
         options: ``epochs``, ``batch`` and ``rate`` from the command line.
     """
     steps = len(images) // options.batch
-    optimizer = torch.optim.SGD(
-        model.parameters(), options.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
+    optimizer = torch.optim.SGD(model.parameters(), options.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.rate, total_steps=steps * options.epochs, pct_start=0.25
     )

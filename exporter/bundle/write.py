@@ -13,7 +13,8 @@ import tomli_w
 from exporter.artifacts import Manifest, canonical
 from exporter.bundle.manifest import MANIFEST, sealed_manifest
 from exporter.bundle.readme import readme_text
-from exporter.store import list_files, write_synced
+from exporter.disk import write_synced
+from exporter.store import list_files
 
 SAMPLES = "samples.npz"
 VARIANTS = "variants"

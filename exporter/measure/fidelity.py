@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import Fidelity, OutputFidelity
-from exporter.errors import StageError
+from exporter.errors import InputError, StageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,8 @@ class _Divergence:
         self.largest = 0.0
         self.rows = 0
         self.agreeing = 0
+        self.values = 0
+        self.finite = 0
 
     def add(self, reference: NDArray[np.generic], candidate: NDArray[np.generic]) -> None:
         import numpy as np
@@ -35,7 +37,10 @@ class _Divergence:
         # Masks put -inf (or NaN) into outputs on purpose: equal ones agree, and carry no signal.
         same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
         finite = np.isfinite(wanted)
-        error = np.where(same, 0.0, got - wanted)
+        self.values += wanted.size
+        self.finite += int(np.count_nonzero(finite))
+        with np.errstate(invalid="ignore"):  # -inf minus -inf, which `same` takes out again.
+            error = np.where(same, 0.0, got - wanted)
         left, right = np.where(finite, wanted, 0.0), np.where(finite, got, 0.0)
         self.signal += float(np.sum(left * left))
         self.candidate += float(np.sum(right * right))
@@ -80,6 +85,7 @@ def measure_fidelity(
         data: which data the batches came from.
 
     Raises:
+        InputError: an output of the reference holds no finite value at all.
         StageError: an output is missing, has another shape, or is not finite where the reference is.
     """
     import numpy as np
@@ -99,6 +105,12 @@ def measure_fidelity(
             sums.setdefault(name, _Divergence()).add(expected, got[name])
             floating[name] = bool(np.issubdtype(expected.dtype, np.floating))
         samples += len(next(iter(wanted.values()))) if next(iter(wanted.values())).ndim else 1
+    for name, divergence in sums.items():
+        if divergence.values and not divergence.finite:
+            raise InputError(
+                f"output '{name}' of the trained model holds nothing but NaN or infinity on the {data} data",
+                hint="look at the model's weights, and at the scale of its inputs ([model.inputs] preprocess)",
+            )
     return Fidelity(
         reference=reference,
         reference_digest=reference_digest,

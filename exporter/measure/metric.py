@@ -40,7 +40,7 @@ def load_metric(reference: str, output: str | None) -> Metric:
         )
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             "the metric's module cannot be imported",
             where=f"evaluation.metric = {reference}",
@@ -93,7 +93,7 @@ def _checked(reference: str, function: Callable[..., Any]) -> Metric:
     def metric(outputs: Arrays, labels: NDArray[np.generic]) -> float:
         try:
             value = float(function(dict(outputs), labels))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 "the evaluation metric raised an error",
                 where=f"evaluation.metric = {reference}",

@@ -13,7 +13,7 @@ from exporter.pipeline.bundling import Bundling
 from exporter.pipeline.job import Job
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan
-from exporter.store import Stored, stage_key
+from exporter.store import Stored
 from exporter.target_api import Target
 
 
@@ -46,7 +46,7 @@ class _PeekSteps(Steps):
         label: str,
         total: int | None = None,
     ) -> Stored:
-        key = stage_key(stage, stage_version, parts)
+        key = self.key(stage, stage_version, parts)
         folder = self.store.find(stage, key)
         self.seen.append((label, folder is not None))
         if folder is None:

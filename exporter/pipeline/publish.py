@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-import filelock
 import msgspec
 
 from exporter.artifacts import Choice, Comparison, Manifest, NotMeasured, Profile, canonical
@@ -22,12 +23,18 @@ from exporter.bundle import (
     write_atomically,
 )
 from exporter.devices import cpu_features, profile_name, run_bench
+from exporter.disk import DISK_FULL, sync_folder, sync_tree, writing_failed
 from exporter.errors import BundleError, ExporterError, OutputError
 from exporter.events import Note, StepFinished
 from exporter.pipeline.bundling import Drafted
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan_types import ProfilePlan
-from exporter.store import sync_tree, writing_failed
+from exporter.store import ENTRY
+
+PROBE = ".edge-exporter-probe"
+STAGING = re.compile(r"\..+-[0-9a-f]{12}-[0-9a-f]{12}")
+"""`.NAME-TARGET-DIGEST12-` and what makes it unique: the folder that a bundle is finished in."""
+STALE_SECONDS = 24 * 3600
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,13 +51,16 @@ def check_output(output: Path) -> None:
 
     Raises:
         OutputError: it cannot.
+        StageError: the disk is full.
     """
-    probe = output / f".probe-{uuid.uuid4().hex}"
+    probe = output / PROBE  # One name for all: what a killed run leaves is removed by the next one.
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise writing_failed(error, "the build", output, full=True) from error
         raise OutputError(
             "the output folder cannot be written",
             where=str(error.filename or output),
@@ -68,14 +78,14 @@ def publish(drafted: Drafted, output: Path, settings: ProfilePlan, steps: Steps)
     final = output / bundle_name(drafted.manifest)
     label = f"{drafted.manifest.target}: publish"
     try:
-        steps.store.root.mkdir(parents=True, exist_ok=True)
         # Two builds into one folder publish and measure one after the other; the second finds it done.
-        with filelock.FileLock(steps.store.root / f"publish-{drafted.manifest.digest[:32]}.lock"):
+        with steps.store.exclusive(f"publish-{drafted.manifest.digest[:32]}"):
+            _sweep(final)
             found = _intact(final, steps)
             if found is not None and (ready := _measured_as_asked(final, found, settings)) is not None:
                 steps.emit(StepFinished(step=label, cached=True, seconds=0.0, detail=str(final)))
                 return ready
-            return _publish(drafted, final, settings, steps)
+            return _publish(drafted, final, found, settings, steps)
     except OSError as error:
         raise writing_failed(error, label, output) from error
 
@@ -110,8 +120,8 @@ def choose(manifest: Manifest, profile: Profile, name: str) -> Choice:
 def describe(comparison: Comparison) -> str:
     """A comparison in words, with its interval."""
     interval = (
-        f"latency ratio {comparison.ratio:.2f}, {comparison.confidence:.0%} interval "
-        f"{comparison.low:.2f} to {comparison.high:.2f}"
+        f"latency ratio {comparison.ratio:.3f}, {comparison.confidence:.0%} interval "
+        f"{comparison.low:.3f} to {comparison.high:.3f}"
     )
     words = {"faster": "is faster than", "slower": "is slower than", "no difference": "is not measurably faster than"}
     return f"{comparison.variant} {words[comparison.verdict]} {comparison.baseline} ({interval})"
@@ -127,23 +137,63 @@ def set_default(bundle: Path, manifest: Manifest, choice: Choice) -> Manifest:
     return chosen
 
 
-def _publish(drafted: Drafted, final: Path, settings: ProfilePlan, steps: Steps) -> Published:
+def _publish(drafted: Drafted, final: Path, found: Manifest | None, settings: ProfilePlan, steps: Steps) -> Published:
     staging = final.parent / f".{final.name}-{uuid.uuid4().hex[:12]}"
     bundle = staging / final.name
     try:
         staging.mkdir()
-        shutil.copytree(drafted.folder, bundle, ignore=shutil.ignore_patterns("entry.json"))
+        _copy(drafted.folder, bundle)
+        if found is not None and (final / PROFILES).is_dir():
+            # Measured elsewhere, or with other settings: facts that a new measurement here does not undo.
+            _copy(final / PROFILES, bundle / PROFILES)
         profile, manifest = _profile(bundle, drafted.manifest, final, settings, steps)
         check_bundle(bundle)
         sync_tree(bundle)
-        if final.exists():
-            # Damaged, or not measured as asked: it makes room for its successor, and goes when that stands.
-            final.rename(staging / "replaced")
-        bundle.rename(final)
+        _put(bundle, final, staging / "replaced")
+    except OSError as error:
+        # Asked here, because the staging folder goes next, and space comes back with it.
+        raise writing_failed(error, f"{drafted.manifest.target}: publish", staging) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     steps.emit(StepFinished(step=f"{manifest.target}: publish", cached=False, seconds=0.0, detail=str(final)))
     return Published(path=final, manifest=manifest, profile=profile, cached=False)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """Copies a folder without its entry.json; shutil.copytree would hide a full disk in a list of words."""
+    destination.mkdir()
+    for path in sorted(source.rglob("*")):
+        target = destination / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir()
+        elif path != source / ENTRY:
+            shutil.copyfile(path, target)
+
+
+def _put(bundle: Path, final: Path, replaced: Path) -> None:
+    """Moves a bundle into place; what stands there, damaged or not measured as asked, goes when it has succeeded."""
+    if final.exists():
+        final.rename(replaced)
+    try:
+        bundle.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    sync_folder(final.parent)
+
+
+def _sweep(final: Path) -> None:
+    """Removes what killed runs left in the output folder; the lock of this bundle is held.
+
+    A staging folder of this bundle has no owner then; one of another bundle may, until it is older than any run.
+    """
+    for path in final.parent.glob(".*"):
+        if STAGING.fullmatch(path.name) is None:
+            continue
+        own = path.name.rpartition("-")[0] == f".{final.name}"
+        if own or time.time() - path.lstat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _profile(

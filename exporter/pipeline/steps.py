@@ -7,11 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts import digest_of, file_digest
+from exporter.disk import writing_failed
 from exporter.errors import ExporterError, StageError, shorten
 from exporter.events import Emit, Quiet, StepFailed, StepFinished, StepProgress, StepStarted
 from exporter.store import Store, Stored, stage_key
@@ -58,8 +61,10 @@ class RunLog:
             os.dup2(log, 2)
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                # On a full disk the log is lost; the message that says so must still find the terminal.
+                with suppress(OSError):
+                    stream.flush()
             for number, descriptor in zip((1, 2), saved, strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
@@ -78,6 +83,10 @@ class Steps:
         self.store = store
         self.emit = emit
         self.log = log
+
+    def key(self, stage: str, stage_version: int, parts: Mapping[str, Any]) -> str:
+        """The store's key of a stage's result; another version of the exporter's own code makes another key."""
+        return stage_key(stage, stage_version, {**parts, "exporter": code_digest()})
 
     def stored(
         self,
@@ -99,7 +108,7 @@ class Steps:
             label: how the step is called on the screen.
             total: units of work, for a progress bar.
         """
-        key = stage_key(stage, stage_version, parts)
+        key = self.key(stage, stage_version, parts)
         started = time.perf_counter()
         self.emit(StepStarted(step=label, total=total))
         with self._failing(label):
@@ -127,12 +136,15 @@ class Steps:
         try:
             with self.log.capture():
                 yield
-        except ExporterError:
+        except ExporterError as error:
+            if error.__cause__ is not None:
+                self.log.write(f"\n{label} failed\n{traceback.format_exc()}")
             raise
         except Exception as error:
             if isinstance(error, OSError) and self.store.is_writing_error(error):
-                raise
-            self.log.write(f"\n{label} failed\n{traceback.format_exc()}")
+                raise writing_failed(error, label, self.store.root) from error
+            with suppress(OSError):
+                self.log.write(f"\n{label} failed\n{traceback.format_exc()}")
             if _is_ours(error):
                 raise
             raise StageError(
@@ -153,6 +165,13 @@ class Steps:
         except BaseException:
             self.emit(StepFailed(step=label))
             raise
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the exporter's own modules, so that no result outlives the code that made it."""
+    files = sorted(OURS.rglob("*.py"))
+    return digest_of([[file.relative_to(OURS).as_posix(), file_digest(file)] for file in files])
 
 
 def versions(*distributions: str) -> dict[str, str]:

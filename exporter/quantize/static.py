@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError, closest, shorten
 from exporter.quantize.coverage import coverage_of
+from exporter.quantize.prepare import prepare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def quantize_static(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="prepared-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         large = model.stat().st_size + _external_size(model) > SINGLE_FILE_LIMIT
-        _prepare(model, prepared, large)
+        prepare(model, prepared, large)
         _check_excluded(prepared, scheme.exclude)
         reader = _reader(batches, progress)
         try:
@@ -76,29 +77,6 @@ def quantize_static(
                 hint="`-v` shows the library's log; `--set quantize.enabled=false` builds the float variant alone",
             ) from error
     return coverage_of(output, scheme)
-
-
-def _prepare(model: Path, prepared: Path, large: bool) -> None:
-    """Folds constants and BatchNorm and infers shapes, which the quantizer relies on.
-
-    Symbolic shape inference does not know every operator; without it the quantizer still works, with fewer shapes.
-    """
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    for skip_symbolic in (False, True):
-        try:
-            quant_pre_process(
-                model, prepared, skip_symbolic_shape=skip_symbolic, auto_merge=True, save_as_external_data=large
-            )
-        except Exception as error:
-            if skip_symbolic:
-                raise StageError(
-                    "onnxruntime could not prepare the model for quantization",
-                    where=model.name,
-                    why=shorten(f"{type(error).__name__}: {error}"),
-                ) from error
-        else:
-            return
 
 
 def _check_excluded(prepared: Path, excluded: tuple[str, ...]) -> None:

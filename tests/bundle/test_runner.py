@@ -2,8 +2,10 @@
 
 import ast
 import hashlib
+import importlib.util
 import json
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -32,9 +34,10 @@ from exporter.artifacts import (
     Variant,
     canonical,
 )
+from targets.runner import RUNNER_FILES, choice, host
 
 RUNNER = Path(__file__).parents[2] / "targets" / "runner"
-FILES = {"run.py": "run.py", "bench.py": "bench.py", "runtime.py": "onnxruntime_runtime.py"}
+FILES = {**{name: name for name in RUNNER_FILES}, "runtime.py": "onnxruntime_runtime.py"}
 QUICK = [
     "--min-samples",
     "30",
@@ -242,9 +245,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "name", ["variants/int8/model.onnx", "samples.npz", "runtime.py", "bench.py", "README.md", "run.py"]
-)
+@pytest.mark.parametrize("name", ["variants/int8/model.onnx", "samples.npz", "README.md", *FILES])
 def test_a_flipped_byte_fails_and_names_the_file(bundle: Path, name: str) -> None:
     if name == "run.py":
         (bundle / name).write_text((bundle / name).read_text().replace("Runs, tests", "Runs, Tests"))
@@ -259,13 +260,117 @@ def test_a_flipped_byte_fails_and_names_the_file(bundle: Path, name: str) -> Non
     assert name in done.stdout
 
 
-def test_code_of_the_bundle_that_was_changed_is_not_run(bundle: Path) -> None:
-    (bundle / "runtime.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
-    report(bundle, 6)
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"run.py"}))
+def test_code_of_the_bundle_that_was_changed_is_not_run(bundle: Path, name: str) -> None:
+    (bundle / name).write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n")
+    for arguments in (["--self-test"], ["--bench", *QUICK], ["--input", "x.npz", "--output", "y.npz"], []):
+        done = run(bundle, *arguments)
+        assert done.returncode == 6
+        assert f"- {name}: has 64 bytes instead of " in done.stdout + done.stderr
     assert not (bundle / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["variants/fp32/model.onnx", "samples.npz", "runtime.py", "bench.py"])
+def test_of_files_that_differ_all_are_named(bundle: Path) -> None:
+    for name in ("README.md", "stats.py", "samples.npz"):
+        flip(bundle / name)
+    (bundle / "numpy.py").touch()
+    names = [problem.split(":")[0] for problem in report(bundle, 6)["problems"]]
+    assert names == ["README.md", "samples.npz", "stats.py", "numpy.py"]
+
+
+HIJACK = "raise SystemExit('hijacked')\n"
+
+
+def planted(bundle: Path, name: str) -> None:
+    path = bundle / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(HIJACK)
+
+
+@pytest.mark.parametrize(
+    ("name", "reported"),
+    [
+        ("numpy.py", "numpy.py"),
+        ("numpy/__init__.py", "numpy"),
+        ("onnxruntime/__init__.py", "onnxruntime"),
+        ("json.py", "json.py"),
+        ("__future__.py", "__future__.py"),
+        ("argparse/__init__.py", "argparse"),
+        ("helper.py", "helper.py"),
+        ("numpy.pyc", "numpy.pyc"),
+        ("numpy.abi3.so", "numpy.abi3.so"),
+    ],
+)
+def test_a_module_planted_in_the_bundle_is_reported_and_never_imported(
+    bundle: Path, tmp_path: Path, name: str, reported: str
+) -> None:
+    planted(bundle, name)
+    done = run(bundle, "--self-test", "--json", cwd=bundle)
+    assert done.returncode == 6
+    words = f"{reported}: not listed in manifest.json, but Python could import it"
+    assert json.loads(done.stdout)["problems"] == [words]
+    assert f"  - {words}" in run(bundle, "--self-test").stdout
+    assert "nothing was measured" in run(bundle, "--bench").stderr
+    given = save_npz(tmp_path / "x.npz", x=X, token=TOKEN)
+    for arguments in ([], ["-h"], ["--input", given, "--output", tmp_path / "y.npz"]):
+        used = run(bundle, *arguments, cwd=bundle)
+        assert used.returncode == 0, used.stderr
+        assert "hijacked" not in used.stdout + used.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P came with Python 3.11")
+@pytest.mark.parametrize("flag", ["-P", "-I", "-S"])
+def test_flags_of_python_that_change_its_path_change_nothing(bundle: Path, flag: str) -> None:
+    (bundle / "os.py").write_text(HIJACK)
+    assert run(bundle, cwd=bundle, flags=[flag]).returncode == 0
+
+
+def test_the_bundle_on_the_users_path_does_not_lend_its_modules(bundle: Path) -> None:
+    (bundle / "numpy.py").write_text(HIJACK)
+    done = run(bundle, "--self-test", "--json", PYTHONPATH=str(bundle))
+    assert [problem.split(":")[0] for problem in json.loads(done.stdout)["problems"]] == ["numpy.py"]
+    given = save_npz(bundle.parent / "x.npz", x=X, token=TOKEN)
+    done = run(bundle, "--input", given, "--output", bundle.parent / "y.npz", PYTHONPATH=str(bundle))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_bundle_reached_through_a_link_is_off_the_path_too(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "json.py").write_text(HIJACK)
+    (tmp_path / "link").symlink_to(bundle)
+    done = run(tmp_path / "link", cwd=tmp_path / "link")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "profiles/pi.json", "results/y.npz", ".venv/x.py", "a-b/x.py"])
+def test_a_file_that_python_cannot_import_is_none_of_the_self_tests_business(bundle: Path, name: str) -> None:
+    planted(bundle, name)
+    report(bundle, 0)
+
+
+def test_bytecode_cached_beside_the_runner_is_not_run(bundle: Path) -> None:
+    for name in set(FILES) - {"run.py"}:
+        source = bundle / name
+        cached = Path(importlib.util.cache_from_source(str(source)))
+        original = source.read_bytes()
+        source.write_text(HIJACK)
+        py_compile.compile(str(source), str(cached), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        source.write_bytes(original)
+    assert run(bundle).returncode == 0
+    assert [problem.split(":")[0] for problem in report(bundle, 6)["problems"]] == ["__pycache__"]
+
+
+def test_a_module_that_the_manifest_does_not_list_is_not_run(bundle: Path) -> None:
+    manifest = manifest_of(bundle)
+    kept = tuple(entry for entry in manifest.files if entry.path != "stats.py")
+    (bundle / "manifest.json").write_bytes(canonical(msgspec.structs.replace(manifest, files=kept)))
+    (bundle / "stats.py").write_text(HIJACK)
+    assert [problem.split(":")[0] for problem in report(bundle, 6)["problems"]] == ["stats.py"]
+    done = run(bundle)
+    assert done.returncode == 6
+    assert done.stderr == "error: the runner cannot be loaded: No module named 'bundle_runner.stats'\n"
+
+
+@pytest.mark.parametrize("name", ["variants/fp32/model.onnx", "samples.npz", "runtime.py", "bench.py", "faults.py"])
 def test_a_missing_file_fails_and_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     assert report(bundle, 6)["problems"] == [f"{name}: missing"]
@@ -403,6 +508,59 @@ def test_a_failing_variant_says_which_required_feature_the_cpu_lacks(bundle: Pat
     reseal(bundle, variants=(variant("fp32"), variant("int8", requires=(ABSENT,)), variant("third")))
     tested = {item["variant"]: item for item in report(bundle, 6)["variants"]}
     assert tested["int8"]["problems"][-1] == f"this CPU does not show {ABSENT}, which int8 requires"
+
+
+HERE_FEATURES = host.cpu_features()
+WIDE = [feature for feature in ("avx512_vnni", "avx_vnni", "asimddp") if feature in HERE_FEATURES]
+OTHER_CPU = ["avx2"] if WIDE else ["avx2", "avx512_vnni"]
+
+
+@pytest.mark.skipif(not HERE_FEATURES, reason="this system does not tell what its CPU can do")
+def test_a_failing_int8_variant_says_when_the_cpus_saturate_differently(bundle: Path) -> None:
+    change_samples(bundle, wrong_value)
+    reseal(bundle, made_on={"features": OTHER_CPU})
+    tested = {item["variant"]: item for item in report(bundle, 6)["variants"]}
+    assert len(tested["int8"]["problems"]) == 2
+    words = tested["int8"]["problems"][1]
+    made, runs = ("without", "with") if WIDE else ("with avx512_vnni", "without")
+    assert words.startswith(f"int8 was made on a CPU {made}")
+    assert f" and runs on one {runs} " in words
+    assert words.endswith("; rebuild with `--set quantize.reduce_range=true`")
+    reseal(bundle, made_on={"features": list(HERE_FEATURES)})
+    tested = {item["variant"]: item for item in report(bundle, 6)["variants"]}
+    assert len(tested["int8"]["problems"]) == 1
+
+
+def test_saturation_is_not_blamed_when_no_value_was_wrong(bundle: Path) -> None:
+    change_samples(bundle, lambda arrays: arrays.pop("1/expected/int8/y"))
+    reseal(bundle, made_on={"features": OTHER_CPU})
+    tested = {item["variant"]: item for item in report(bundle, 6)["variants"]}
+    assert tested["int8"]["problems"] == ["samples.npz lacks 1/expected/int8/y"]
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "speaks"),
+    [
+        (["avx2", "avx512_vnni"], ["avx2"], True),
+        (["avx_vnni"], ["avx2"], True),
+        (["asimddp"], ["asimd"], True),
+        (["avx2"], ["avx2", "avx_vnni"], True),
+        (["avx512_vnni"], ["avx_vnni"], False),
+        (["avx512_vnni"], ["asimddp"], False),
+        (["avx2"], ["avx2"], False),
+        ([], ["avx2"], False),
+        (["avx512_vnni"], [], False),
+        (None, ["avx2"], False),
+    ],
+)
+def test_cpus_saturate_differently_where_one_alone_sums_in_32_bits(
+    there: list[str] | None, here: list[str], speaks: bool
+) -> None:
+    manifest = {} if there is None else {"made_on": {"features": there}}
+    int8 = {"name": "int8", "precision": "int8", "scheme": {"reduce_range": False}}
+    assert (choice.saturation(int8, manifest, here) is not None) is speaks
+    for other in ({**int8, "precision": "float32"}, {**int8, "scheme": {"reduce_range": True}}):
+        assert choice.saturation(other, manifest, here) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "files": 3}'])
@@ -703,6 +861,11 @@ def test_a_read_only_bundle_works(bundle: Path) -> None:
             path.chmod(0o755)
 
 
+def test_every_module_of_the_runner_travels() -> None:
+    there = {path.name for path in RUNNER.glob("*.py")}
+    assert there == {"__init__.py", "onnxruntime_runtime.py", *RUNNER_FILES}
+
+
 @pytest.mark.parametrize("source", sorted(FILES.values()))
 def test_the_runner_is_python_3_9_and_imports_only_the_standard_library_and_numpy(source: str) -> None:
     tree = ast.parse((RUNNER / source).read_text(), feature_version=(3, 9))
@@ -710,8 +873,9 @@ def test_the_runner_is_python_3_9_and_imports_only_the_standard_library_and_nump
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert f"{node.module}.py" in RUNNER_FILES
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
             imported.add((node.module or "").split(".")[0])
     assert imported <= set(sys.stdlib_module_names) | {"numpy"}
 

@@ -53,9 +53,10 @@ def pair():
 """
 
 
-@pytest.fixture
-def planned(place: Workplace) -> Workplace:
-    """A place with plan.toml for the quadrant CNN from its factory."""
+@pytest.fixture(scope="module")
+def planned(shared_place: Workplace) -> Workplace:
+    """A place with plan.toml for the quadrant CNN from its factory; its store saves equal steps for all tests."""
+    place = shared_place
     place.factory()
     place.quadrants()
     sections = {
@@ -69,8 +70,10 @@ def planned(place: Workplace) -> Workplace:
 
 
 def test_a_plan_becomes_a_measured_bundle_that_runs_by_itself(planned):
-    target, bundle = planned.built("plan.toml")
-    assert target["built"] and not target["cached"]
+    target, bundle = planned.built("plan.toml", "--output", "fresh")
+    assert target["built"]
+    assert not target["cached"]
+    assert bundle.parent == planned / "fresh"
     manifest = read_manifest(bundle)
     assert bundle.name == f"quadrants-cpu-{manifest.digest[:12]}"
     assert [spec.name for spec in manifest.signature.inputs] == ["image"]

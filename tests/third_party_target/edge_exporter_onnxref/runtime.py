@@ -37,7 +37,7 @@ class Session:
         """One inference: arrays by input name to arrays by output name."""
         asarray = _library("numpy").asarray
         answers = self._evaluator.run(self._outputs, dict(feed))
-        return {name: asarray(values) for name, values in zip(self._outputs, answers)}  # noqa: B905
+        return {name: asarray(answers[index]) for index, name in enumerate(self._outputs)}
 
     def inputs(self) -> list[tuple[str, str, list[int | str]]]:
         """(name, dtype, shape) of each input; dynamic axes are strings."""

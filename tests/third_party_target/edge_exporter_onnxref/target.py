@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
 
 MINIMUM = "1.17"
+OPSET = 21
+OLDEST_INT8_OPSET = 19
+"""From here on the evaluator knows DequantizeLinear; a ready-made ONNX file may be older."""
 ROUNDING = 1e-4
 """fp32 on another machine differs by the order of sums: far below this share of the largest value."""
 
@@ -47,7 +50,9 @@ class OnnxRefTarget:
 
     def requires(self, options: TargetOptions) -> Need:
         """What onnx 1.17 can evaluate."""
-        return Need(opset=21, ir_version=10, runtime=f"onnx {MINIMUM}", quantized=cast(OnnxRefOptions, options).int8)
+        return Need(
+            opset=OPSET, ir_version=10, runtime=f"onnx {MINIMUM}", quantized=cast(OnnxRefOptions, options).int8
+        )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: the evaluator runs them as they are."""
@@ -55,6 +60,7 @@ class OnnxRefTarget:
         variants = [VariantFile(name="fp32", main=f"fp32/{main}", runtime=runtime.NAME, precision="float32")]
         if request.int8_model is not None:
             main = _copy(request.int8_model, folder / "int8")
+            _raise_opset(folder / "int8" / main)
             variants.append(
                 VariantFile(
                     name="int8",
@@ -104,6 +110,16 @@ def _copy(model: Path, folder: Path) -> str:
     for file in model.parent.glob(f"{model.name}*"):
         shutil.copyfile(file, folder / file.name)
     return model.name
+
+
+def _raise_opset(file: Path) -> None:
+    """Converts an int8 file that is too old for the evaluator, in place."""
+    import onnx
+    from onnx.version_converter import convert_version
+
+    model = onnx.load(file)
+    if any(entry.domain == "" and entry.version < OLDEST_INT8_OPSET for entry in model.opset_import):
+        onnx.save(convert_version(model, OPSET), file)
 
 
 TARGET: Target = OnnxRefTarget()

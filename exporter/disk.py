@@ -1,0 +1,109 @@
+"""Writing so that it is on the disk when it is said to be, and what to say when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from exporter.errors import ExporterError, OutputError, StageError, shorten
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SPARE_BYTES = 64 * 1024
+"""With less space than this left, a library's failure that does not say why is put down to the disk."""
+
+
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an exception comes from a full disk, also when a library has put one of its own in its place.
+
+    That shows in what it was raised from, in its words, or, where it says nothing, in the space that is left in
+    `folder`.
+    """
+    if any(_says_full(cause) for cause in _causes(error)):
+        return True
+    if isinstance(error, ExporterError) and not isinstance(error, StageError):
+        return False  # Its cause is known.
+    try:
+        return shutil.disk_usage(folder).free < SPARE_BYTES
+    except OSError:
+        return False
+
+
+def writing_failed(
+    error: BaseException, what: str, folder: Path, *, full: bool | None = None
+) -> OutputError | StageError:
+    """The user-facing error for a failure to write.
+
+    Args:
+        error: what was raised.
+        what: what was being written, after "the result of".
+        folder: where to.
+        full: whether the disk is full; by default that is looked up.
+    """
+    first = next((cause for cause in _causes(error) if _says_full(cause)), error)
+    words = first.strerror if isinstance(first, OSError) else None
+    why = shorten(words or f"{type(first).__name__}: {first}")
+    where = str(getattr(first, "filename", None) or folder)
+    if disk_is_full(error, folder) if full is None else full:
+        return StageError(
+            f"no space left on the disk while writing the result of {what}",
+            where=where,
+            why=why,
+            hint="free some space (`edge-exporter cache gc` removes old results) and run the same command again: "
+            "finished steps are kept",
+        )
+    return OutputError(
+        f"cannot write the result of {what}",
+        where=where,
+        why=why,
+        hint="choose another folder with --output, or with EDGE_EXPORTER_CACHE for the store",
+    )
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on the disk."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's entries are on the disk, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until every file and folder below is on the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it came from."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _says_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in DISK_FULL
+    # Native libraries, and shutil.Error, hand on the system's words only.
+    return any(os.strerror(code) in str(error) for code in DISK_FULL)

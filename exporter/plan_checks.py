@@ -1,0 +1,100 @@
+"""What a plan's values must keep beyond their types: names, sections, files that are there, numbers that compute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import closest
+from exporter.plan_types import ModelPlan
+
+Tables = dict[str, Any]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_top_level(
+    tables: Tables, overrides: Tables, known: Sequence[str], default_name: str, problems: list[str]
+) -> str:
+    """Checks schema, name, and the names of sections; gives the name.
+
+    Args:
+        tables: the plan's.
+        overrides: from `--set`.
+        known: keys that a plan may have.
+        default_name: the name of a plan that has none; made fit for a folder's name.
+        problems: receives every fault found.
+    """
+    for key in [*tables, *overrides]:
+        if key not in known:
+            problems.append(f"{key}: unknown section or key{closest(key, known)}")
+    targets = tables.get("targets", {})
+    names = list(targets) if isinstance(targets, Mapping) else []
+    for target in overrides.get("targets", {}):
+        if target not in names:
+            problems.append(f"--set targets.{target}: this target is not built{closest(target, names)}")
+    problems += [
+        f"--set {key}: no section of the plan, and not to be set" for key in ("schema", "name") if key in overrides
+    ]
+    schema = tables.get("schema")
+    if type(schema) is not int or schema != 1:
+        stated = "is missing" if schema is None else f"is {schema!r}"
+        problems.append(f"schema {stated}: this version reads `schema = 1`")
+    name = tables.get("name", re.sub(r"[^A-Za-z0-9._-]+", "-", default_name)[:64].strip("-._") or "model")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        problems.append(f"name: {name!r} cannot start a folder's name (letters, digits, '.', '_', '-'; at most 64)")
+        return "model"
+    return name
+
+
+def file_part(reference: str) -> str | None:
+    """The path in a source, data or metric reference, or None when it names an importable module."""
+    path, colon, _ = reference.rpartition(":")
+    if colon and path.endswith(".py"):
+        return path
+    return None if colon and "/" not in reference and "\\" not in reference else reference
+
+
+def check_files(sections: Mapping[str, Any], problems: list[str]) -> None:
+    """Names every file that the plan refers to and that is not there."""
+    found: list[tuple[str, str | Path | None]] = []
+    if model := sections.get("model"):
+        found += [("model.source", file_part(model.source)), ("model.weights", model.weights)]
+        found += [("model.depends", path) for path in model.depends]
+    for section in ("calibration", "evaluation"):
+        if data := sections.get(section):
+            found.append((f"{section}.data", file_part(data.data)))
+    evaluation = sections.get("evaluation")
+    if evaluation is not None and evaluation.metric != "accuracy":
+        if ":" in evaluation.metric:
+            found.append(("evaluation.metric", file_part(evaluation.metric)))
+        else:
+            word = Path(evaluation.metric).name
+            proposal = closest(word, ["accuracy"])
+            problems.append(f"evaluation.metric: neither `accuracy` nor `file.py:function`: '{word}'{proposal}")
+    problems += [f"{key}: {path} does not exist" for key, path in found if path and not _exists(path)]
+
+
+def _exists(path: str | Path) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # A name that is too long, or a folder that may not be entered.
+        return False
+
+
+def check_preprocessing(model: ModelPlan | None, problems: list[str]) -> None:
+    """Names every preprocessing value that cannot be computed with."""
+    for name, spec in model.inputs.items() if model else ():
+        where, given = f"model.inputs.{name}.preprocess", spec.preprocess
+        if given is None:
+            continue
+        if given.size is not None and min(given.size) < 1:
+            problems.append(f"{where}.size: height and width of at least 1 are expected (got {list(given.size)})")
+        if not 0 < given.crop_fraction <= 1:
+            problems.append(
+                f"{where}.crop_fraction: a share above 0 and up to 1 is expected (got {given.crop_fraction})"
+            )
+        if 0 in given.std:
+            problems.append(f"{where}.std: values are divided by it, so none can be 0 (got {list(given.std)})")

@@ -1,0 +1,65 @@
+"""What manifest.json says, as typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .faults import BROKEN, USAGE, Fault
+
+HERE = Path(__file__).resolve().parent
+"""The bundle's folder."""
+
+
+class Bundle(NamedTuple):
+    """A manifest, as far as the runner needs it."""
+
+    manifest: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+
+
+def bundle_of(manifest: dict[str, Any]) -> Bundle:
+    """Checks the values that the runner relies on.
+
+    Raises:
+        Fault: a value is missing, has the wrong type or names nothing.
+    """
+    try:
+        bundle = Bundle(
+            manifest=manifest,
+            variants={variant["name"]: variant for variant in manifest["variants"]},
+            inputs=list(manifest["signature"]["inputs"]),
+            outputs=list(manifest["signature"]["outputs"]),
+        )
+        tensors = bundle.inputs + bundle.outputs
+        named = {manifest["float_variant"], manifest["choice"]["variant"]}
+        texts = [manifest[key] for key in ("name", "target", "digest")] + [manifest["choice"]["why"]]
+        texts += [manifest["runtime"][key] for key in ("name", "minimum")]
+        texts += [variant["precision"] for variant in bundle.variants.values()]
+        texts += [tensor[key] for tensor in tensors for key in ("name", "dtype")]
+        numbers = [manifest["samples"], *(len(tensor["shape"]) for tensor in tensors)]
+        tables = [variant["tolerances"] for variant in bundle.variants.values()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Fault(BROKEN, f"manifest.json is not a bundle's manifest: {type(error).__name__} {error}") from error
+    typed = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+    if not typed or not all(isinstance(table, dict) for table in tables) or not named <= set(bundle.variants):
+        raise Fault(BROKEN, "manifest.json is not a bundle's manifest: a value has the wrong type or names nothing")
+    return bundle
+
+
+def variants_named(bundle: Bundle, wanted: str) -> list[str]:
+    """The names that `--variant` stands for: one, or every variant for `all`."""
+    if wanted == "all":
+        return list(bundle.variants)
+    if wanted not in bundle.variants:
+        known = ", ".join(bundle.variants)
+        raise Fault(USAGE, f"there is no variant {wanted!r} in this bundle; it has {known}")
+    return [wanted]
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """As in `[batch, 3]`."""
+    return f"[{', '.join(map(str, shape))}]"

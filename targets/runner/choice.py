@@ -1,0 +1,55 @@
+"""Which variant a CPU can run, and where its numbers can differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .bundle import Bundle
+
+WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
+"""Features that add int8 products in 32 bits. x86 without them adds u8s8 products in 16 bits, which can saturate."""
+
+
+def lacking(variant: dict[str, Any], features: Sequence[str]) -> list[str]:
+    """CPU features that a variant requires and this CPU does not show."""
+    return [feature for feature in variant.get("requires", []) if feature not in features]
+
+
+def choose(bundle: Bundle, features: Sequence[str]) -> tuple[str, str]:
+    """(variant, why): the bundle's choice where the CPU allows it, else the next that it allows, float last."""
+    choice, last = bundle.manifest["choice"], bundle.manifest["float_variant"]
+    absent = lacking(bundle.variants[choice["variant"]], features)
+    if not absent:
+        return choice["variant"], choice["why"]
+    why = f"this CPU does not show {', '.join(absent)}, which {choice['variant']} requires"
+    others = [name for name in bundle.variants if name != last and not lacking(bundle.variants[name], features)]
+    return [*others, last][0], why
+
+
+def reasons_to_fail(
+    variant: dict[str, Any], manifest: dict[str, Any], features: Sequence[str], beyond: bool
+) -> list[str]:
+    """What about this CPU may explain a variant that failed; `beyond`: its values were beyond the tolerance."""
+    absent = lacking(variant, features)
+    reasons = [f"this CPU does not show {', '.join(absent)}, which {variant['name']} requires"] if absent else []
+    hint = saturation(variant, manifest, features) if beyond else None
+    return [*reasons, hint] if hint else reasons
+
+
+def saturation(variant: dict[str, Any], manifest: dict[str, Any], features: Sequence[str]) -> str | None:
+    """Says so where an int8 variant was made on a CPU whose int8 sums saturate otherwise than here."""
+    made_on, scheme = manifest.get("made_on"), variant.get("scheme")
+    there = made_on.get("features") if isinstance(made_on, dict) else None
+    narrow = isinstance(scheme, dict) and scheme.get("reduce_range")
+    # Features are unknown where a system does not tell; 7-bit weights cannot saturate.
+    if variant["precision"] != "int8" or narrow or not isinstance(there, list) or not there or not features:
+        return None
+    then, now = ([feature for feature in WIDE_SUMS if feature in shown] for shown in (there, features))
+    if bool(then) == bool(now):
+        return None
+    made, runs = (f"with {', '.join(found)}" if found else f"without {', '.join(WIDE_SUMS)}" for found in (then, now))
+    return (
+        f"{variant['name']} was made on a CPU {made} and runs on one {runs}: u8s8 sums saturate differently on such "
+        "CPUs; rebuild with `--set quantize.reduce_range=true`"
+    )

@@ -1,0 +1,116 @@
+"""What each command line does, once the files that it runs are those that the manifest lists."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from .bench import Settings
+from .bundle import Bundle, bundle_of, shape_text, variants_named
+from .choice import choose
+from .engine import limit_threads, pin, start
+from .faults import BROKEN, OK, Fault, say
+from .footprint import footprint
+from .host import cpu_features
+from .inference import Check, infer, pick
+from .profiling import profile, profile_lines
+from .selftest import self_test, self_test_lines
+
+
+def act(args: argparse.Namespace, manifest: dict[str, Any], check: Check, examples: str) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        bundle = bundle_of(manifest)
+        if args.input is not None:
+            return _infer(bundle, args, check)
+        if args.self_test or args.bench or args.footprint:
+            return _try_or_measure(bundle, args)
+        variants_named(bundle, args.variant or "all")
+        _describe(bundle, args.json, examples)
+    except Fault as fault:
+        say(f"error: {fault}")
+        if fault.hint:
+            say(f"  hint: {fault.hint}")
+        return fault.code
+    return OK
+
+
+def _infer(bundle: Bundle, args: argparse.Namespace, check: Check) -> int:
+    if args.variant is not None:
+        variants_named(bundle, args.variant)
+    pin(args.affinity)
+    name, why = pick(bundle, args.variant, check)
+    engine = start(bundle, args.threads, args.affinity)
+    specs = infer(engine, bundle, name, why, args.input, args.output)
+    if args.json:
+        _print_json({"variant": name, "why": why, "output": str(args.output), "outputs": specs})
+        return OK
+    for spec in specs:
+        print(f"{args.output}: {spec['name']} {spec['dtype']}{shape_text(spec['shape'])}")
+    return OK
+
+
+def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
+    names = variants_named(bundle, args.footprint or args.variant or "all")
+    limit_threads(args.threads)
+    pin(args.affinity)
+    engine = start(bundle, args.threads, args.affinity)
+    if args.footprint:
+        _print_json(footprint(engine, bundle, names[0]))
+        return OK
+    report = self_test(engine, bundle, names)
+    passed, lines = report["passed"], "\n".join(self_test_lines(report))
+    if args.self_test:
+        if args.json:
+            _print_json(report)
+        if not (args.json and passed):
+            print(lines, file=sys.stderr if args.json else sys.stdout)
+        return OK if passed else BROKEN
+    if not passed:
+        say(lines)
+        say("error: nothing was measured, because the self-test failed")
+        return BROKEN
+    measured = profile(engine, bundle, names, _settings(args))
+    if args.json:
+        _print_json(measured, None)
+    else:
+        print("\n".join(profile_lines(measured, bundle.manifest["name"])))
+    return OK
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    return Settings(
+        threads=args.threads,
+        affinity=args.affinity,
+        min_samples=args.min_samples,
+        min_seconds=args.min_seconds,
+        max_seconds=args.max_seconds,
+        ci_width=args.ci_width,
+        warmup_seconds=args.warmup_seconds,
+        seed=args.seed,
+    )
+
+
+def _describe(bundle: Bundle, as_json: bool, examples: str) -> None:
+    """What the bundle is and how to call it; needs neither numpy nor the runtime."""
+    manifest = bundle.manifest
+    name, why = choose(bundle, cpu_features())
+    if as_json:
+        keys = ("name", "target", "digest", "signature", "variants", "float_variant", "runtime", "choice")
+        _print_json({**{key: manifest[key] for key in keys}, "here": {"variant": name, "why": why}})
+        return
+    print(f"{manifest['name']} for {manifest['target']}, {manifest['runtime']['name']} >= "
+          f"{manifest['runtime']['minimum']}, digest {manifest['digest'][:12]}")  # fmt: skip
+    for title, tensors in (("input", bundle.inputs), ("output", bundle.outputs)):
+        for tensor in tensors:
+            print(f"  {title:<8} {tensor['name']}: {tensor['dtype']}{shape_text(tensor['shape'])}")
+    for variant in bundle.variants.values():
+        required = f", requires {', '.join(variant['requires'])}" if variant.get("requires") else ""
+        print(f"  variant  {variant['name']}: {variant['precision']}{required}")
+    print(f"  here     {name} runs by default: {why}\n\n{examples}", end="")
+
+
+def _print_json(value: Any, indent: int | None = 2) -> None:
+    print(json.dumps(value, indent=indent, allow_nan=False))

@@ -1,0 +1,97 @@
+"""numpy, the runtime, and the CPUs and threads that they get."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from .bundle import HERE, Bundle
+from .faults import BAD_INPUT, BROKEN, MISSING, Fault, brief
+
+
+class Engine(NamedTuple):
+    """numpy and the runtime's module, and how models are opened in it."""
+
+    numpy: Any
+    runtime: Any
+    threads: int
+    affinity: tuple[int, ...] | None
+
+    def open(self, bundle: Bundle, name: str) -> Any:
+        """Opens a variant; a model that the runtime refuses is a broken bundle."""
+        model = bundle.variants[name]["main"]
+        try:
+            return self.runtime.open_session(str(HERE / model), self.threads, self.affinity)
+        except self.runtime.RuntimeMissing as error:
+            raise Fault(MISSING, str(error), error.command) from error
+        except Exception as error:  # the runtime's own exception types are unknown here
+            raise Fault(BROKEN, f"{model} cannot be opened: {brief(error)}") from error
+
+    def facts(self) -> dict[str, str]:
+        """Name, version and provider of the runtime, and numpy's version."""
+        return {
+            "name": self.runtime.NAME,
+            "version": self.runtime.version(),
+            "provider": self.runtime.provider(),
+            "numpy": str(self.numpy.__version__),
+        }
+
+
+def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Engine:
+    """Imports numpy and the runtime.
+
+    Raises:
+        Fault: one is missing or too old; the hint is the command that brings it.
+    """
+    needed = bundle.manifest["runtime"]
+    requirements = HERE / f"requirements-{needed['name']}.txt"
+    command = f'python -m pip install -r "{requirements}"'
+    try:
+        import numpy
+    except ImportError as error:
+        raise Fault(MISSING, f"numpy cannot be imported: {brief(error)}", command) from error
+    try:
+        runtime: Any = import_module(f"{__name__.rpartition('.')[0]}.runtime")
+    except (OSError, SyntaxError, ImportError, ValueError) as error:
+        raise Fault(BROKEN, f"runtime.py cannot be loaded: {brief(error)}") from error
+    try:
+        version = runtime.version()
+    except runtime.RuntimeMissing as error:
+        raise Fault(MISSING, str(error), error.command) from error
+    if _release(version) < _release(needed["minimum"]):
+        message = f"{needed['name']} {version} is older than {needed['minimum']}, which this bundle needs"
+        raise Fault(MISSING, message, command.replace("install", "install --upgrade"))
+    return Engine(numpy, runtime, threads, affinity)
+
+
+def limit_threads(threads: int) -> None:
+    """Bounds the thread pools that numpy and the runtime start of their own; only before they are imported."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+
+
+def pin(cpus: Sequence[int] | None) -> None:
+    """Keeps this process, and the threads and processes it starts, on some CPUs."""
+    if cpus is None:
+        return
+    wanted = f"--affinity {','.join(map(str, cpus))}"
+    if not hasattr(os, "sched_setaffinity"):
+        raise Fault(BAD_INPUT, f"{wanted}: this system cannot pin a process to CPUs", "leave --affinity out")
+    allowed = os.sched_getaffinity(0)
+    # The kernel drops CPUs that it does not have and pins to the rest without a word.
+    if not set(cpus) <= allowed:
+        raise Fault(BAD_INPUT, f"{wanted}: the CPUs here are {','.join(map(str, sorted(allowed)))}")
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise Fault(BAD_INPUT, f"{wanted}: {brief(error)}") from error
+
+
+def _release(version: str) -> tuple[int, ...]:
+    numbers = []
+    for part in version.split(".")[:3]:
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        numbers.append(int(digits or 0))
+    return tuple([*numbers, 0, 0, 0][:3])

@@ -1,0 +1,62 @@
+"""Every registered target, and a small CNN in float and int8 made as the target wants it.
+
+A package that brings a target of its own runs the same tests: install it, then `pytest tests/conformance -k NAME`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from conformance.material import IMAGE, OUTPUTS, Case, write_cnn
+from support import quadrants
+
+from exporter.artifacts import QuantScheme, Signature
+from exporter.quantize import quantize_static
+from exporter.registry import load_target, target_names
+from exporter.target_api import ConvertRequest, Target
+
+
+@pytest.fixture(scope="module", params=target_names())
+def target(request: pytest.FixtureRequest) -> Target:
+    """A registered target."""
+    return load_target(request.param)
+
+
+@pytest.fixture(scope="module")
+def ready(target: Target) -> Target:
+    """A target that has all it needs here."""
+    missing = target.missing()
+    if missing is not None:
+        pytest.skip(f"{target.name} cannot be built here: {missing[0]} ({missing[1]})")
+    return target
+
+
+@pytest.fixture(scope="module")
+def case(ready: Target, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The CNN, made as this target wants it."""
+    need = ready.requires(ready.options_type())
+    folder = tmp_path_factory.mktemp("made")
+    float_model = folder / "float" / "model.onnx"
+    write_cnn(float_model, opset=need.opset, ir_version=need.ir_version)
+    images, _ = quadrants(16, seed=1)
+    scheme = coverage = int8_model = None
+    if need.quantized:
+        preferred = {key: value for key, value in ready.defaults.get("quantize", {}).items() if key != "enabled"}
+        scheme = msgspec.convert(preferred, QuantScheme)
+        int8_model = folder / "int8" / "model.onnx"
+        int8_model.parent.mkdir()
+        coverage = quantize_static(
+            float_model,
+            int8_model,
+            scheme=scheme,
+            batches=lambda: [{"image": images}],
+            progress=lambda done: None,
+        )
+    request = ConvertRequest(
+        float_model=float_model,
+        int8_model=int8_model,
+        coverage=coverage,
+        scheme=scheme,
+        signature=Signature(inputs=(IMAGE,), outputs=OUTPUTS),
+    )
+    return Case(target=ready, request=request, images=quadrants(6, seed=3)[0])

@@ -1,0 +1,203 @@
+"""A target's whole life through the command line: build, verify, self-test, run, measure again, build again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance.material import write_cnn
+from support import QUICK, Result, Workplace, quadrants
+
+from exporter.artifacts import Manifest, Profile
+from exporter.bundle import read_manifest, read_profiles
+from exporter.registry import load_target, target_names
+from exporter.target_api import Target
+
+ALONE = """
+import runpy, sys
+for name in {blocked!r}:
+    sys.modules[name] = None  # importing it raises ImportError
+sys.argv = {arguments!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Life:
+    """One target's bundle and the place that it was built in."""
+
+    def __init__(self, target: Target, place: Workplace) -> None:
+        self.target = target
+        self.place = place
+        self.first = self.build()
+        assert self.first.code == 0, self.first.err
+        (self.document,) = self.first.document["targets"]
+        self.bundle = Path(self.document["bundle"])
+
+    def build(self) -> Result:
+        """Builds the CNN for this target alone."""
+        return self.place.build(
+            "model.onnx", "--calib", "calib.npz", "--eval", "eval.npz", "--labels", "y",
+            "--target", self.target.name, "--set", "gate.min_sqnr_db=15",
+        )  # fmt: skip
+
+    @property
+    def manifest(self) -> Manifest:
+        return read_manifest(self.bundle)
+
+    @property
+    def profiles(self) -> dict[str, Profile]:
+        return dict(read_profiles(self.bundle, self.manifest))
+
+
+def place_with_model(folder: Path) -> Workplace:
+    place = Workplace(folder)
+    write_cnn(place / "model.onnx")
+    place.quadrants()
+    return place
+
+
+@pytest.fixture(scope="module")
+def life(ready: Target, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    return Life(ready, place_with_model(tmp_path_factory.mktemp(ready.name)))
+
+
+def runner(life: Life, folder: Path, *arguments: str | Path, python: tuple[str, ...] = ()) -> Any:
+    """Starts the bundle's runner as a device does: no environment, from another folder, nothing on the path."""
+    command = [sys.executable, "-I", "-B", *(python or (str(life.bundle / "run.py"),)), *map(str, arguments)]
+    # Windows cannot start a process without its own variables.
+    environment = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if sys.platform == "win32" else {}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_bundle_has_a_float_variant_and_all_that_was_asked(life: Life) -> None:
+    manifest = life.manifest
+    assert manifest.target == life.target.name
+    assert life.bundle.name == f"{manifest.name}-{life.target.name}-{manifest.digest[:12]}"
+    assert manifest.float_variant == manifest.variants[0].name
+    assert [spec.name for spec in manifest.signature.outputs] == ["scores", "best"]
+    need = life.target.requires(life.target.options_type())
+    assert any(variant.precision == "int8" for variant in manifest.variants) == need.quantized
+
+
+def test_every_variant_was_judged_and_gated(life: Life) -> None:
+    for variant in life.manifest.variants:
+        assert variant.fidelity.samples == 24
+        assert variant.fidelity.gate.passed is True
+        assert variant.fidelity.metric is not None
+        assert set(variant.tolerances) == {"scores", "best"}
+
+
+def test_latency_was_measured_on_the_runtime_that_the_bundle_names(life: Life) -> None:
+    (profile,) = life.profiles.values()
+    assert profile.provenance == "native"
+    assert profile.runtime.name == life.manifest.runtime.name
+    assert {one.variant for one in profile.variants} == {one.name for one in life.manifest.variants}
+    assert all(len(one.samples_ns) >= 1 and one.summary.median > 0 for one in profile.variants)
+    assert life.manifest.choice.profile in life.profiles
+
+
+def test_verify_passes_and_tests_every_variant(life: Life) -> None:
+    result = life.place.run("verify", life.bundle, "--json")
+    assert result.code == 0, result.err
+    reports = result.document["self_test"]["variants"]
+    assert [one["variant"] for one in reports] == [one.name for one in life.manifest.variants]
+    assert all(one["passed"] and one["cases"] > 0 for one in reports)
+
+
+def test_verify_finds_a_changed_model(life: Life, tmp_path: Path) -> None:
+    damaged = tmp_path / life.bundle.name
+    shutil.copytree(life.bundle, damaged)
+    model = damaged / life.manifest.variants[0].main
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    result = life.place.run("verify", damaged)
+    assert result.code == 6
+    assert life.manifest.variants[0].main in result.err
+
+
+def test_the_self_test_runs_from_anywhere_without_an_environment(life: Life, tmp_path: Path) -> None:
+    done = runner(life, tmp_path, "--self-test", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passed"] is True
+
+
+def test_the_runner_needs_nothing_of_the_exporter_nor_of_the_package_that_brings_the_target(
+    life: Life, tmp_path: Path
+) -> None:
+    blocked = ["exporter", "targets", type(life.target).__module__.partition(".")[0]]
+    script = ALONE.format(blocked=blocked, arguments=[str(life.bundle / "run.py"), "--self-test", "--json"])
+    done = runner(life, tmp_path, python=("-c", script))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passed"] is True
+
+
+def test_the_runner_answers_as_the_trained_model_does(life: Life, tmp_path: Path) -> None:
+    images, labels = quadrants(5, seed=9)
+    np.savez(tmp_path / "x.npz", image=images)
+    for variant in life.manifest.variants:
+        output = tmp_path / f"{variant.name}.npz"
+        done = runner(
+            life, tmp_path, "--input", tmp_path / "x.npz", "--output", output, "--variant", variant.name
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        with np.load(output) as answers:
+            np.testing.assert_array_equal(answers["best"], labels)
+            np.testing.assert_array_equal(answers["scores"].argmax(axis=1), labels)
+
+
+def test_it_can_be_measured_again_and_keeps_its_digest(life: Life, tmp_path: Path) -> None:
+    bundle = tmp_path / life.bundle.name
+    shutil.copytree(life.bundle, bundle)
+    result = life.place.run("profile", bundle, "--set-default", "--json")
+    assert result.code == 0, result.err
+    assert result.document["profile"]["measured"] is True
+    assert result.document["profile"]["bundle_digest"] == life.manifest.digest
+    assert life.place.run("verify", bundle, "--no-run").code == 0
+
+
+def test_a_second_build_rebuilds_nothing(life: Life) -> None:
+    before = {path: path.stat().st_mtime_ns for path in life.bundle.rglob("*")}
+    again = life.build()
+    assert again.code == 0, again.err
+    (document,) = again.document["targets"]
+    assert document["cached"] is True
+    assert document["digest"] == life.document["digest"]
+    assert not [event for event in again.events if event["type"] == "StepFinished" and not event["cached"]]
+    assert {path: path.stat().st_mtime_ns for path in life.bundle.rglob("*")} == before
+
+
+def test_another_store_gives_the_same_bundle(life: Life, tmp_path: Path) -> None:
+    other = Life(life.target, place_with_model(tmp_path))
+    assert other.document["digest"] == life.document["digest"]
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_that_lacks_something_stops_the_build_with_what_brings_it(name: str, tmp_path: Path) -> None:
+    missing = load_target(name).missing()
+    if missing is None:
+        pytest.skip(f"{name} has all it needs here")
+    result = place_with_model(tmp_path).run(
+        "build", "model.onnx", "--calib", "calib.npz", "--target", name, "--no-profile"
+    )  # fmt: skip
+    assert result.code == 4
+    assert missing[0] in result.err
+    assert missing[1] in result.err
+
+
+def test_all_targets_that_can_be_built_here_are_built_by_one_command(tmp_path: Path) -> None:
+    names = [name for name in target_names() if load_target(name).missing() is None]
+    flags = [flag for name in names for flag in ("--target", name)]
+    result = place_with_model(tmp_path).run(
+        "build", "model.onnx", "--calib", "calib.npz", "--no-profile", *flags, "--json", *QUICK
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert [one["target"] for one in result.document["targets"]] == names
+    assert all(one["built"] for one in result.document["targets"])

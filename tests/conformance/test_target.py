@@ -1,0 +1,267 @@
+"""What a target says about itself, and what it makes of a model: the protocol, member by member."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from conformance.material import Case, write_cnn
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from exporter.artifacts import Tolerance, canonical
+from exporter.plan import PER_TARGET
+from exporter.registry import target_names
+from exporter.target_api import Need, Target, TargetOptions, VariantFile
+
+KEPT_DB = 15.0
+"""A variant of the small CNN that computes what it should is above this signal-to-noise ratio."""
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by relative path; folders are listed too."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in folder.rglob("*")
+    }
+
+
+def answers(case: Case, model: Path) -> dict[str, Any]:
+    return dict(case.target.open_session(model)({"image": case.images}))
+
+
+def sqnr_db(got: Any, wanted: Any) -> float:
+    noise = float(np.square(got - wanted).sum())
+    return math.inf if noise == 0 else 10 * math.log10(float(np.square(wanted).sum()) / noise)
+
+
+# What it says --------------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_targets_are_registered() -> None:
+    assert "cpu" in target_names()
+
+
+def test_its_name_version_and_summary_are_plain(target: Target) -> None:
+    assert target.name in target_names()
+    assert type(target.version) is int
+    assert target.version >= 1
+    assert target.summary.strip() == target.summary != ""
+    assert len(target.summary.splitlines()) == 1
+
+
+def test_its_options_have_defaults_and_refuse_an_unknown_key(target: Target) -> None:
+    assert issubclass(target.options_type, TargetOptions)
+    assert target.options_type() == msgspec.convert({}, target.options_type)
+    with pytest.raises(msgspec.ValidationError, match="no_such_key"):
+        msgspec.convert({"no_such_key": 1}, target.options_type)
+
+
+def test_its_options_cannot_take_the_place_of_a_plan_section(target: Target) -> None:
+    assert not {field.name for field in msgspec.structs.fields(target.options_type)} & set(PER_TARGET)
+
+
+def test_its_defaults_are_valid_values_of_plan_sections(target: Target) -> None:
+    for section, table in target.defaults.items():
+        msgspec.convert(dict(table), PER_TARGET[section])
+
+
+def test_its_distributions_are_names(target: Target) -> None:
+    assert isinstance(target.distributions, tuple)
+    assert all(isinstance(name, str) and name for name in target.distributions)
+
+
+def test_what_is_missing_comes_with_what_brings_it(target: Target) -> None:
+    missing = target.missing()
+    assert missing == target.missing()
+    if missing is not None:
+        what, hint = missing
+        assert what.strip()
+        assert hint.strip()
+
+
+def test_what_it_requires_depends_on_its_options_alone(target: Target) -> None:
+    need = target.requires(target.options_type())
+    assert isinstance(need, Need)
+    assert need == target.requires(target.options_type())
+    assert msgspec.json.decode(canonical(need), type=Need) == need
+    assert need.runtime.strip()
+
+
+# What it makes -------------------------------------------------------------------------------------------------
+
+
+def test_convert_writes_into_its_folder_and_nowhere_else(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    given = case.request.float_model.parents[1]
+    before = tree(given)
+    case.convert(tmp_path / "variants")
+    assert tree(given) == before
+    assert tree(elsewhere) == {}
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "variants"}
+
+
+def test_the_first_variant_is_float_and_all_are_told_apart(case: Case, tmp_path: Path) -> None:
+    made = case.convert(tmp_path / "variants")
+    assert made
+    assert made[0].scheme is None
+    assert made[0].precision.startswith("float")
+    assert len({variant.name for variant in made}) == len(made)
+    assert len({variant.main for variant in made}) == len(made)
+    assert msgspec.json.decode(canonical(made), type=tuple[VariantFile, ...]) == made
+
+
+def test_each_variant_names_a_file_in_a_folder_of_its_own(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "variants"
+    made = case.convert(folder)
+    for variant in made:
+        path = PurePosixPath(variant.main)
+        assert not path.is_absolute()
+        assert ".." not in path.parts
+        assert len(path.parts) > 1
+        assert (folder / path).is_file()
+    assert len({PurePosixPath(variant.main).parts[0] for variant in made}) == len(made)
+
+
+def test_equal_requests_give_equal_files(case: Case, tmp_path: Path) -> None:
+    assert case.convert(tmp_path / "first") == case.convert(tmp_path / "second")
+    assert tree(tmp_path / "first") == tree(tmp_path / "second")
+
+
+def test_without_an_int8_model_it_makes_float_variants_only(case: Case, tmp_path: Path) -> None:
+    made = case.convert(tmp_path / "variants", int8_model=None, coverage=None, scheme=None)
+    assert made
+    assert all(variant.scheme is None and variant.precision.startswith("float") for variant in made)
+
+
+def test_an_int8_variant_carries_its_scheme_and_coverage(case: Case, tmp_path: Path) -> None:
+    made = case.convert(tmp_path / "variants")
+    quantized = [variant for variant in made if variant.precision == "int8"]
+    assert bool(quantized) == (case.request.int8_model is not None)
+    for variant in quantized:
+        assert variant.scheme is not None
+        assert variant.coverage is not None
+
+
+def test_weights_in_a_file_beside_the_model_travel_with_it(case: Case, tmp_path: Path) -> None:
+    need = case.target.requires(case.target.options_type())
+    given = tmp_path / "given" / "model.onnx"
+    write_cnn(given, opset=need.opset, ir_version=need.ir_version, external=True)
+    assert given.with_name("model.onnx.data").is_file()
+    made = case.convert(tmp_path / "variants", float_model=given, int8_model=None, coverage=None, scheme=None)
+    given.with_name("model.onnx.data").unlink()
+    got = answers(case, tmp_path / "variants" / made[0].main)
+    assert sqnr_db(got["scores"], case.reference()["scores"]) > KEPT_DB
+
+
+# How it runs ---------------------------------------------------------------------------------------------------
+
+
+def test_its_sessions_answer_as_the_float_model_does(case: Case, tmp_path: Path) -> None:
+    made = case.convert(tmp_path / "variants")
+    wanted = case.reference()
+    for variant in made:
+        got = answers(case, tmp_path / "variants" / variant.main)
+        assert list(got) == list(wanted), variant.name
+        assert {name: (values.dtype, values.shape) for name, values in got.items()} == {
+            name: (values.dtype, values.shape) for name, values in wanted.items()
+        }
+        assert sqnr_db(got["scores"], wanted["scores"]) > KEPT_DB, variant.name
+        np.testing.assert_array_equal(got["best"], wanted["best"])
+    first = answers(case, tmp_path / "variants" / made[0].main)
+    np.testing.assert_allclose(first["scores"], wanted["scores"], rtol=1e-4)
+
+
+def test_its_sessions_take_any_number_of_samples(case: Case, tmp_path: Path) -> None:
+    made = case.convert(tmp_path / "variants")
+    for variant in made:
+        session = case.target.open_session(tmp_path / "variants" / variant.main)
+        whole = session({"image": case.images})["scores"]
+        single = session({"image": case.images[:1]})["scores"]
+        assert whole.shape == (len(case.images), 4)
+        assert single.shape == (1, 4)
+
+
+def test_its_tolerance_covers_every_output_passes_equal_ones_and_is_no_blank_cheque(
+    case: Case, tmp_path: Path
+) -> None:
+    for variant in case.convert(tmp_path / "variants"):
+        model = tmp_path / "variants" / variant.main
+        expected, again = answers(case, model), answers(case, model)
+        tolerances = case.target.tolerance(
+            variant, model, {name: each.reshape(-1) for name, each in expected.items()}
+        )
+        assert set(tolerances) == set(expected), variant.name
+        for name, tolerance in tolerances.items():
+            assert isinstance(tolerance, Tolerance)
+            assert math.isfinite(tolerance.atol)
+            assert math.isfinite(tolerance.rtol)
+            assert min(tolerance.atol, tolerance.rtol) >= 0
+            allowed = tolerance.atol + tolerance.rtol * np.abs(expected[name])
+            assert (np.abs(again[name] - expected[name]) <= allowed).all(), (variant.name, name)
+        spread = float(np.ptp(expected["scores"]))
+        assert tolerances["scores"].atol < spread / 10, variant.name
+        assert tolerances["best"].atol < 1, variant.name
+
+
+# What travels --------------------------------------------------------------------------------------------------
+
+
+def test_its_payload_is_whole_and_stands_alone(ready: Target) -> None:
+    files = ready.payload(ready.options_type()).files
+    assert {"run.py", "bench.py", "runtime.py"} <= set(files)
+    own = {"exporter", "targets", type(ready).__module__.partition(".")[0]}
+    for name, path in files.items():
+        assert name == PurePosixPath(name).name, f"{name} is no plain file name"
+        assert path.is_file(), name
+        if name.endswith(".py"):
+            packages, siblings = imported(path)
+            assert not packages & own, name
+            assert siblings <= set(files), name
+
+
+def test_its_payload_is_written_for_python_3_9(ready: Target) -> None:
+    for name, path in ready.payload(ready.options_type()).files.items():
+        if name.endswith(".py"):
+            ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+def test_its_requirements_bring_numpy_and_the_runtime_from_its_minimum_on(ready: Target) -> None:
+    runtime = ready.payload(ready.options_type()).runtime
+    requirements = {canonicalize_name(one.name): one for one in map(Requirement, runtime.requirements)}
+    assert "numpy" in requirements
+    # The runtime's name is its distribution's: `verify --isolated --minimum` pins it.
+    brings = requirements[canonicalize_name(runtime.name)]
+    assert brings.specifier.contains(runtime.minimum)
+    assert not brings.specifier.contains("0.0.1")
+
+
+def test_every_variant_runs_on_the_runtime_of_the_bundle(case: Case, tmp_path: Path) -> None:
+    runtime = case.target.payload(case.target.options_type()).runtime
+    assert {variant.runtime for variant in case.convert(tmp_path / "variants")} == {runtime.name}
+
+
+def imported(path: Path) -> tuple[set[str], set[str]]:
+    """What a module imports: top-level packages, and modules beside it as file names."""
+    packages: set[str] = set()
+    siblings: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            packages.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            # With two dots it would leave the bundle: no file is called `.x.py`.
+            siblings |= {"." * (node.level - 1) + name.partition(".")[0] + ".py" for name in names}
+    return packages, siblings
