@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import msgspec
 
 from exporter.artifacts import Fidelity, GateResult, OutputFidelity
 from exporter.plan_types import GatePlan
+
+ROUNDING = 1e-9
+"""A loss of exactly the limit is allowed; dividing two floats must not turn it into a failure."""
 
 
 def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
@@ -15,13 +21,14 @@ def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
     if fidelity.metric is not None:
         metric = fidelity.metric
         rules.append(f"{metric.name}: at most {gate.max_relative_loss:.2%} relative loss")
-        if metric.relative_loss > gate.max_relative_loss:
+        if metric.relative_loss > gate.max_relative_loss + ROUNDING:
             failures.append(
                 f"{metric.name} fell from {metric.reference:.4f} to {metric.value:.4f}, a relative loss of "
                 f"{metric.relative_loss:.2%}; the gate allows {gate.max_relative_loss:.2%}"
             )
     for output in fidelity.outputs:
         _divergence_rules(output, gate, rules, failures)
+    _top1_rule(fidelity.outputs, gate, rules, failures)
     if not rules:
         reason = "no labels and no divergence rule in [gate]: reported, not gated"
         return msgspec.structs.replace(fidelity, gate=GateResult(passed=None, reason=reason))
@@ -32,17 +39,27 @@ def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
 
 def _divergence_rules(output: OutputFidelity, gate: GatePlan, rules: list[str], failures: list[str]) -> None:
     # SQNR of None means equal bit for bit, which passes whatever the limit.
-    measured = (
-        ("SQNR in dB", gate.min_sqnr_db, float("inf") if output.sqnr_db is None else output.sqnr_db),
-        ("cosine", gate.min_cosine, output.cosine),
-        ("top-1 agreement", gate.min_top1_agreement, output.top1_agreement),
-    )
-    for name, least, value in measured:
-        if least is None:
-            continue
-        if value is None:
-            failures.append(f"{name} of output '{output.output}' is gated, but does not apply to its shape")
-            continue
-        rules.append(f"{name} of '{output.output}': at least {least:g}")
-        if value < least:
-            failures.append(f"{name} of output '{output.output}' is {value:.4g}; the gate asks for {least:g}")
+    sqnr = math.inf if output.sqnr_db is None else output.sqnr_db
+    _at_least("SQNR in dB", output.output, gate.min_sqnr_db, sqnr, rules, failures)
+    _at_least("cosine", output.output, gate.min_cosine, output.cosine, rules, failures)
+
+
+def _top1_rule(outputs: Sequence[OutputFidelity], gate: GatePlan, rules: list[str], failures: list[str]) -> None:
+    """Top-1 agreement of each output that has rows of scores; a rule that none of them has cannot be met."""
+    least = gate.min_top1_agreement
+    agreements = [(output.output, output.top1_agreement) for output in outputs if output.top1_agreement is not None]
+    for name, agreement in agreements:
+        _at_least("top-1 agreement", name, least, agreement, rules, failures)
+    if least is not None and not agreements:
+        rules.append(f"top-1 agreement: at least {least:g}")
+        failures.append("top-1 agreement is gated, but applies to no output: none has rows of float scores")
+
+
+def _at_least(
+    name: str, output: str, least: float | None, value: float, rules: list[str], failures: list[str]
+) -> None:
+    if least is None:
+        return
+    rules.append(f"{name} of '{output}': at least {least:g}")
+    if value < least:
+        failures.append(f"{name} of output '{output}' is {value:.4g}; the gate asks for {least:g}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import MetricResult, file_digest
 from exporter.errors import DataError, InputError, closest, shorten
+from exporter.measure.user_code import code_digest, load_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def load_metric(reference: str, output: str | None) -> Metric:
             hint='use `accuracy`, or name a function: `metric = "file.py:function"`',
         )
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         raise InputError(
             "the metric's module cannot be imported",
@@ -56,12 +56,12 @@ def load_metric(reference: str, output: str | None) -> Metric:
 
 
 def metric_digest(reference: str, output: str | None) -> str:
-    """What a metric's result depends on, besides its arguments: its name or the contents of its file."""
+    """What a metric's result depends on, besides its arguments: its name, or its file and what that imports."""
     place = reference.rpartition(":")[0]
     if place.endswith(".py"):
-        return f"{reference.rpartition(':')[2]}@{file_digest(Path(place))}"
-    if place and (spec := importlib.util.find_spec(place)) and spec.origin:
-        return f"{reference}@{file_digest(Path(spec.origin))}"
+        return f"{reference.rpartition(':')[2]}@{code_digest(Path(place))}"
+    if place and (origin := _origin(place)) is not None:
+        return f"{reference}@{file_digest(origin)}"
     return f"{reference}({output or ''})"
 
 
@@ -107,14 +107,10 @@ def _checked(reference: str, function: Callable[..., Any]) -> Metric:
     return metric
 
 
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_metric_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
+def _origin(module: str) -> Path | None:
+    """The file of an importable module; that it is not there is for `load_metric` to say."""
     try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None

@@ -58,7 +58,9 @@ def build(
 
 
 def _build_target(job: Job, target: Target, plan: TargetPlan, output: Path, steps: Steps) -> Published:
-    if (missing := target.missing()) is not None:
+    with steps.guarded(f"{target.name}: look for what it needs"):
+        missing = target.missing()
+    if missing is not None:
         what, hint = missing
         raise MissingError(f"target '{target.name}' cannot be built here: {what}", hint=hint)
     return publish(Bundling(job, target, plan).draft(), output, plan.profile, steps)

@@ -26,6 +26,7 @@ from exporter.bundle import BundleParts, read_manifest, write_bundle
 from exporter.devices import cpu_features, run_self_test
 from exporter.errors import GateError, InputError, closest
 from exporter.measure import apply_gate
+from exporter.pipeline.converted import check_variants
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.job import Job
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
@@ -67,7 +68,8 @@ class Bundling:
             GateError: a variant lost more than the gate allows.
         """
         job, plan = self.job, self.plan
-        need = self.target.requires(plan.options)
+        with self.steps.guarded(f"{self.target.name}: requires"):
+            need = self.target.requires(plan.options)
         inputs = job.inputs(plan.export)
         checked, data = job.check_data(inputs)
         float_model = job.float_model(inputs, checked, data, plan.export, need)
@@ -115,6 +117,7 @@ class Bundling:
         def build(folder: Path) -> None:
             (folder / "variants").mkdir()
             made = self.target.convert(request, self.plan.options, folder / "variants")
+            check_variants(self.target.name, made, folder / "variants")
             (folder / "variants.json").write_bytes(canonical(made))
 
         parts = {
@@ -151,7 +154,9 @@ class Bundling:
         checked: DataChecked,
         data: Path,
     ) -> Drafted:
-        payload = self.target.payload(self.plan.options)
+        with self.steps.guarded(f"{self.target.name}: payload"):
+            payload = self.target.payload(self.plan.options)
+            runner = {name: file_digest(path) for name, path in payload.files.items()}
         resolved = self.job.plan.resolved(self.plan)
         fidelities = {variant.name: apply_gate(fidelity, self.plan.gate) for variant, fidelity in judged}
         variants = [variant for variant, _ in judged]
@@ -182,7 +187,7 @@ class Bundling:
             "manifest": draft,
             "variants": [entry.sha256 for entry in list_files(folder)],
             "cases": checked.cases_digest,
-            "runner": {name: file_digest(path) for name, path in payload.files.items()},
+            "runner": runner,
             "cpu": cpu_features(),
         }
         stored = self.steps.stored("bundle", 1, parts, build, label=f"{self.target.name}: bundle and self-test")

@@ -251,9 +251,13 @@ class Job:
         return _float_model(stored.folder, stored.key)
 
     def _reference_session(self, inputs: Inputs, float_model: FloatModel) -> Session:
-        from exporter.onnx_export import onnx_session, torch_session
+        if self.source.kind == "onnx":
+            from exporter.onnx_export import onnx_session
 
-        return onnx_session(float_model.path) if self.source.kind == "onnx" else torch_session(self._prepare(inputs))
+            return onnx_session(float_model.path)
+        from exporter.onnx_export import torch_session  # With it comes torch, which a ready file does without.
+
+        return torch_session(self._prepare(inputs))
 
     def _prepare(self, inputs: Inputs) -> Prepared:
         if inputs not in self._prepared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
 import subprocess
@@ -24,6 +23,38 @@ BROKEN = {
     "it cannot be imported": ("import a_package_that_is_not_there", 4, "a_package_that_is_not_there"),
     "it exits when imported": ("raise SystemExit('only on Tuesdays')", 4, "only on Tuesdays"),
     "it lacks members": ("class T:\n    name = 'broken'\n\nTARGET = T()", 5, "it lacks version, summary"),
+}
+
+FAULTY = """\
+from pathlib import Path
+
+from edge_exporter_onnxref.target import OnnxRefTarget
+
+
+class Faulty(OnnxRefTarget):
+    name = "broken"
+    version = {version}  # What another version converted is not taken for this one's.
+
+    {member}
+
+
+TARGET = Faulty()
+"""
+FAULTS = {
+    "missing raises": ("def missing(self):\n        return 1 / 0", "ZeroDivisionError"),
+    "requires raises": ("def requires(self, options):\n        raise KeyError('opset')", "KeyError: 'opset'"),
+    "payload raises": ("def payload(self, options):\n        return Path('gone').read_text()", "FileNotFoundError"),
+    "convert raises": ("def convert(self, *_):\n        raise ValueError('no such operator')", "no such operator"),
+    "convert returns nothing": ("def convert(self, *_):\n        pass", "it returned None"),
+    "convert forgets a file": (
+        "def convert(self, *request):\n        made = super().convert(*request)\n"
+        "        (request[-1] / made[0].main).unlink()\n        return made",
+        "was not written",
+    ),
+    "int8 comes first": (
+        "def convert(self, *request):\n        return super().convert(*request)[::-1]",
+        "the first variant, 'int8', is quantized",
+    ),
 }
 
 Run = Callable[..., Result]
@@ -79,15 +110,18 @@ def both(run: Run) -> list[dict[str, Any]]:
 def fault(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int, str]:
     """A package beside the good ones whose target `broken` is none: its folder, the exit code, the reason."""
     source, code, reason = BROKEN[request.param]
+    return package(tmp_path / "broken", source), code, reason
+
+
+def package(folder: Path, source: str) -> Path:
+    """An installed package whose target `broken` is what the source makes it."""
     sys.modules.pop("broken_target", None)
-    importlib.invalidate_caches()
-    folder = tmp_path / "broken"
     info = folder / "edge_exporter_broken-1.0.dist-info"
     info.mkdir(parents=True)
     (folder / "broken_target.py").write_text(source)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edge-exporter-broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[edge_exporter.targets]\nbroken = broken_target:TARGET\n")
-    return folder, code, reason
+    return folder
 
 
 def test_nothing_in_the_exporter_knows_it() -> None:
@@ -191,6 +225,25 @@ def test_a_plan_that_names_a_broken_target_still_builds_the_others(
     assert run_here("build", plan, "--no-profile", also=folder).code == code
     result = run_here("build", plan, "--no-profile", "--target", "cpu", also=folder)
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("member", FAULTS)
+def test_a_target_that_fails_while_it_builds_is_named_as_the_one_at_fault(
+    run_here: Run, shared_place: Workplace, tmp_path: Path, member: str
+) -> None:
+    source, reason = FAULTS[member]
+    folder = package(tmp_path / "faulty", FAULTY.format(member=source, version=2 + list(FAULTS).index(member)))
+    flags = ("--no-profile", "--json", "--output", tmp_path / "bundles")
+    result = run_here("build", "model.onnx", "--calib", "calib.npz", "--target", "broken", *flags, also=folder)
+    assert result.code == 5, result.err
+    assert "broken" in result.err.splitlines()[-4]
+    assert reason in result.err
+    assert "a bug in edge-exporter" not in result.err
+    assert list((tmp_path / "bundles").iterdir()) == []
+    both = ("build", "model.onnx", "--calib", "calib.npz", "--target", "broken", "--target", "cpu", "--keep-going")
+    kept = run_here(*both, *flags, also=folder)
+    assert kept.code == 8
+    assert [one["built"] for one in kept.document["targets"]] == [False, True]
 
 
 @pytest.mark.parametrize("name", SHOWN_IN_THE_PAGE)

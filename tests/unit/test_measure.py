@@ -208,7 +208,16 @@ def test_exact_outputs_pass_any_sqnr():
 def test_a_rule_that_does_not_apply_fails_rather_than_passes():
     result = apply_gate(fidelity(top1=None), GatePlan(min_top1_agreement=0.1)).gate
     assert result.passed is False
-    assert "does not apply" in result.failures[0]
+    assert "applies to no output" in result.failures[0]
+
+
+def test_a_top1_rule_acts_on_the_outputs_that_have_rows_of_scores():
+    scores = OutputFidelity(output="s", sqnr_db=9.0, cosine=1.0, max_abs_error=0.0, top1_agreement=0.9)
+    value = OutputFidelity(output="v", sqnr_db=9.0, cosine=1.0, max_abs_error=0.0)
+    both = Fidelity(reference="onnx", reference_digest="d", samples=1, data="evaluation", outputs=(scores, value))
+    assert apply_gate(both, GatePlan(min_top1_agreement=0.9)).gate.rules == ("top-1 agreement of 's': at least 0.9",)
+    assert apply_gate(both, GatePlan(min_top1_agreement=0.9)).gate.passed is True
+    assert apply_gate(both, GatePlan(min_top1_agreement=0.95)).gate.passed is False
 
 
 def test_all_failures_are_told():

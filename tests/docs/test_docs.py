@@ -1,0 +1,67 @@
+"""The documentation's blocks are run as a reader would, and generated pages are what their generator writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(\w*)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run_page(page: Path, folder: Path) -> list[str]:
+    """Writes the page's files and runs its shell blocks in order; returns the output of each."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "EDGE_EXPORTER_CACHE": str(folder / ".cache"),
+    }
+    outputs = []
+    place = folder
+    for language, info, content in BLOCK.findall(page.read_text(encoding="utf-8")):
+        name = re.search(r"file=(\S+)", info or "")
+        if name:
+            (place / name[1]).write_text(content, encoding="utf-8")
+        elif language == "sh":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", content],
+                cwd=place, env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
+            outputs.append(done.stdout)
+    return outputs
+
+
+def test_a_reader_can_follow_getting_started(tmp_path: Path) -> None:
+    outputs = run_page(ROOT / "docs/getting-started.md", tmp_path)
+    assert "hidden" in (tmp_path / "model.py").read_text()
+    assert "ranker for cpu" in outputs[0]
+    assert "at least 20" in outputs[1]
+    assert "self-test" in outputs[2]
+    assert "agreement" in outputs[-1]
+
+
+@pytest.mark.slow
+def test_a_reader_can_bundle_a_ready_onnx_file(tmp_path: Path) -> None:
+    outputs = run_page(ROOT / "docs/onnx.md", tmp_path)
+    assert "magika for cpu" in outputs[-1]
+
+
+def test_the_plan_reference_is_what_the_types_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_plan_reference", ROOT / "docs/make_plan_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs/plan.md").read_text(encoding="utf-8") == module.reference()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
