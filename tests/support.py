@@ -274,8 +274,8 @@ def _captured() -> Iterator[list[Any]]:
         saved = [os.dup(1), os.dup(2)]
         for descriptor, file in zip((1, 2), files, strict=True):
             os.dup2(file.fileno(), descriptor)
-        sys.stdout = stack.enter_context(open(1, "w", encoding="utf-8", closefd=False))  # noqa: PTH123
-        sys.stderr = stack.enter_context(open(2, "w", encoding="utf-8", closefd=False))  # noqa: PTH123
+        sys.stdout = stack.enter_context(open(1, "w", encoding="utf-8", closefd=False))
+        sys.stderr = stack.enter_context(open(2, "w", encoding="utf-8", closefd=False))
         try:
             yield readers
         finally:
