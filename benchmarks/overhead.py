@@ -22,6 +22,7 @@ import numpy as np
 HERE = Path(__file__).parent
 SAMPLES = 64
 
+
 def main() -> None:
     """Runs both in turn and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -37,9 +38,8 @@ def main() -> None:
     memory = statistics.median(one[1] - other[1] for other, one in results)
     print(f"{'':14}{'seconds (median)':>18}{'peak MB (median)':>18}")
     for name, runs in (("by hand", by_hand), ("edge-exporter", tool)):
-        print(
-            f"{name:14}{statistics.median(run[0] for run in runs):18.2f}{statistics.median(run[1] for run in runs):18.0f}"
-        )
+        seconds, megabytes = (statistics.median(column) for column in zip(*runs, strict=True))
+        print(f"{name:14}{seconds:18.2f}{megabytes:18.0f}")
     print(f"wall time ratio {ratio:.3f}, peak memory {memory:+.0f} MB; {rounds} rounds, {os.cpu_count()} cores")
 
 
