@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Arrays = Mapping[str, NDArray[Any]]
+
 COMMAND = (sys.executable, "-c", "from exporter.cli import main; main()")
 """The command line as a process, whether or not its script is on PATH."""
 
@@ -232,7 +234,7 @@ def quadrant_onnx(*, width: int = 8, opset: int = 17, ir_version: int = 8, scale
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
 
 
-def run_bundle(bundle: Path, arrays: Mapping[str, NDArray[Any]], folder: Path, *flags: str) -> dict[str, NDArray[Any]]:
+def run_bundle(bundle: Path, arrays: Arrays, folder: Path, *flags: str) -> dict[str, NDArray[Any]]:
     """What the bundle's own runner answers, in a process of its own."""
     np.savez(folder / "x.npz", **arrays)
     command = [sys.executable, "-B", bundle / "run.py", "--input", folder / "x.npz", "--output", folder / "y.npz"]

@@ -72,11 +72,10 @@ def from_found(
     notes: tuple[str, ...] = (),
     prepared: bool = False,
 ) -> ColumnSource:
-    """A source of what a reader found, without the arrays that the plan ignores."""
-    absent = [name for name in ignore if name not in found]
-    if absent:
-        listed = ", ".join(f"'{name}'" for name in absent)
-        notes = (*notes, f"`ignore` names {listed}, which the data do not have")
+    """A source of what a reader found, without the arrays that the plan ignores.
+
+    An ignored name that is not there is no fault: a mistyped one leaves its array, which is then reported.
+    """
     columns: dict[str, Column] = {}
     faults: list[tuple[str, Problem]] = []
     for name, column in found.items():

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from exporter import data as data_room
+from exporter import sources
 from exporter.artifacts import TensorSpec
+from exporter.convert import resolve_reference
 from exporter.errors import OutputError
-from exporter.plan_types import DataPlan
+from exporter.plan_types import DataPlan, ModelPlan
 
 TEMPLATE = """\
 # Build with `edge-exporter build {file}`; `edge-exporter plan {file}` shows every value and where it came from.
@@ -65,16 +67,19 @@ def write_plan(
     Raises:
         OutputError: the file exists, or cannot be written.
         DataError: the data cannot be read.
+        ModelError: the model or its weights do not exist, or are nothing that can be built.
     """
     if file.exists() and not overwrite:
         raise OutputError(
             "the plan file exists already", where=str(file), hint="choose another with --output, or --force"
         )
+    here = Path.cwd()
+    sources.identify(
+        ModelPlan(source=resolve_reference(model, here), weights=None if weights is None else here / weights)
+    )
     specs: tuple[TensorSpec, ...] = ()
     if calib is not None:
-        from exporter.convert import resolve_reference
-
-        plan = DataPlan(data=resolve_reference(calib, Path.cwd()))
+        plan = DataPlan(data=resolve_reference(calib, here))
         specs = data_room.infer_inputs(plan, labels="labels", preprocessing={})
     named = {} if calib is None else {"data": _relative(calib, file.parent)}
     stored = _toml(_relative(str(weights), file.parent)) if weights else None

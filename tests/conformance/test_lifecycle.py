@@ -179,19 +179,6 @@ def test_another_store_gives_the_same_bundle(life: Life, tmp_path: Path) -> None
     assert other.document["digest"] == life.document["digest"]
 
 
-@pytest.mark.parametrize("name", target_names())
-def test_a_target_that_lacks_something_stops_the_build_with_what_brings_it(name: str, tmp_path: Path) -> None:
-    missing = load_target(name).missing()
-    if missing is None:
-        pytest.skip(f"{name} has all it needs here")
-    result = place_with_model(tmp_path).run(
-        "build", "model.onnx", "--calib", "calib.npz", "--target", name, "--no-profile"
-    )  # fmt: skip
-    assert result.code == 4
-    assert missing[0] in result.err
-    assert missing[1] in result.err
-
-
 def test_all_targets_that_can_be_built_here_are_built_by_one_command(tmp_path: Path) -> None:
     names = [name for name in target_names() if load_target(name).missing() is None]
     flags = [flag for name in names for flag in ("--target", name)]

@@ -161,7 +161,8 @@ def moments(total: int, wanted: int) -> Iterator[int]:
 def build(folder: Path, warm: str, wanted: str, *arguments: str) -> None:
     """Kills a build at about `wanted` moments: with an empty store, or with a full one and nothing published."""
     import onnx  # noqa: F401
-    import onnxruntime.quantization  # noqa: F401
+    import onnxruntime.quantization
+    import onnxruntime.tools.symbolic_shape_infer  # noqa: F401
 
     import exporter.commands
     import exporter.onnx_export
@@ -196,7 +197,9 @@ def build(folder: Path, warm: str, wanted: str, *arguments: str) -> None:
         after = state(store, output)
         log.unlink()
         next_code, _ = forked(action, log)
-        tell(moment=moment, code=code, after=after, next_code=next_code, log=log.read_text(), then=state(store, output))
+        tell(
+            moment=moment, code=code, after=after, next_code=next_code, log=log.read_text(), then=state(store, output)
+        )
 
 
 if __name__ == "__main__":

@@ -265,7 +265,8 @@ def test_every_file_of_a_build_is_the_same_when_it_is_made_twice(planned, tmp_pa
     assert first.name == second.name
 
     def contents(bundle: Path) -> dict[str, bytes]:
-        return {file.relative_to(bundle).as_posix(): file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
+        files = [path for path in bundle.rglob("*") if path.is_file()]
+        return {path.relative_to(bundle).as_posix(): path.read_bytes() for path in files}
 
     assert contents(first) == contents(second)
 

@@ -155,8 +155,8 @@ def test_a_failed_gate_publishes_nothing_and_names_metric_values_and_limit(place
         "    grid = outputs['scores'] / 1e-4\n    return float(1 - np.abs(grid - np.round(grid)).mean())\n",
     )
     evaluation = {"data": "eval.npz", "labels": "y", "metric": "strict.py:exactness"}
-    gate = {"max_relative_loss": 0.0}
-    place.write("gate.toml", toml_plan({**CALIBRATED, "evaluation": evaluation, "gate": {**gate, "min_sqnr_db": 90.0}}))
+    gate = {"max_relative_loss": 0.0, "min_sqnr_db": 90.0}
+    place.write("gate.toml", toml_plan({**CALIBRATED, "evaluation": evaluation, "gate": gate}))
     output = tmp_path / "out"
     result = place.run("build", "gate.toml", "--no-profile", "--output", output)
     assert result.code == 7

@@ -246,6 +246,21 @@ def test_a_target_that_fails_while_it_builds_is_named_as_the_one_at_fault(
     assert [one["built"] for one in kept.document["targets"]] == [False, True]
 
 
+def test_a_target_that_lacks_something_here_says_what_brings_it_before_any_work(
+    run_here: Run, tmp_path: Path
+) -> None:
+    member = "def missing(self):\n        return 'no converter', 'pip install a-converter'"
+    folder = package(tmp_path / "lacking", FAULTY.format(member=member, version=1))
+    flags = ("--target", "broken", "--progress", "json", "--output", tmp_path / "bundles")
+    result = run_here("build", "model.onnx", "--calib", "calib.npz", *flags, also=folder)
+    assert result.code == 4
+    assert "no converter" in result.err
+    assert "pip install a-converter" in result.err
+    assert not result.events
+    (broken,) = [one for one in run_here("targets", "--json").document["targets"] if one["name"] == "broken"]
+    assert broken["missing"] == ["no converter", "pip install a-converter"]
+
+
 @pytest.mark.parametrize("name", SHOWN_IN_THE_PAGE)
 def test_the_page_on_targets_shows_the_package_as_it_is(name: str) -> None:
     blocks = re.findall(r"^```\w*\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
