@@ -15,13 +15,17 @@ SPARE_BYTES = 64 * 1024
 """With less space than this left, a library's failure that does not say why is put down to the disk."""
 
 
+class DiskFullError(StageError):
+    """There is no space left; the hint says how to make some."""
+
+
 def disk_is_full(error: BaseException, folder: Path) -> bool:
     """Whether an exception comes from a full disk, also when a library has put one of its own in its place.
 
     That shows in what it was raised from, in its words, or, where it says nothing, in the space that is left in
     `folder`.
     """
-    if any(_says_full(cause) for cause in _causes(error)):
+    if any(_full_words(cause) for cause in _causes(error)):
         return True
     if isinstance(error, ExporterError) and not isinstance(error, StageError):
         return False  # Its cause is known.
@@ -33,7 +37,7 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
 
 def writing_failed(
     error: BaseException, what: str, folder: Path, *, full: bool | None = None
-) -> OutputError | StageError:
+) -> OutputError | DiskFullError:
     """The user-facing error for a failure to write.
 
     Args:
@@ -42,22 +46,22 @@ def writing_failed(
         folder: where to.
         full: whether the disk is full; by default that is looked up.
     """
-    first = next((cause for cause in _causes(error) if _says_full(cause)), error)
-    words = first.strerror if isinstance(first, OSError) else None
-    why = shorten(words or f"{type(first).__name__}: {first}")
-    where = str(getattr(first, "filename", None) or folder)
     if disk_is_full(error, folder) if full is None else full:
-        return StageError(
-            f"no space left on the disk while writing the result of {what}",
-            where=where,
-            why=why,
-            hint="free some space (`edge-exporter cache gc` removes old results) and run the same command again: "
-            "finished steps are kept",
+        words = next(filter(None, map(_full_words, _causes(error))), None)
+        too_large = words == os.strerror(errno.EFBIG)
+        return DiskFullError(
+            f"a file of the result of {what} is larger than the disk or a limit allows"
+            if too_large
+            else f"no space left on the disk while writing the result of {what}",
+            where=str(folder),
+            why=words or _words(error),
+            hint=("raise the limit (`ulimit -f`), or choose another disk" if too_large else "free some space")
+            + ", and run the same command again: finished steps are kept (`edge-exporter cache gc` removes old ones)",
         )
     return OutputError(
         f"cannot write the result of {what}",
-        where=where,
-        why=why,
+        where=str(getattr(error, "filename", None) or folder),
+        why=_words(error),
         hint="choose another folder with --output, or with EDGE_EXPORTER_CACHE for the store",
     )
 
@@ -102,8 +106,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _says_full(error: BaseException) -> bool:
+def _full_words(error: BaseException) -> str | None:
+    """What the system says about a full disk, when that is what this exception is about."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in DISK_FULL
+        return os.strerror(error.errno) if error.errno in DISK_FULL else None
     # Native libraries, and shutil.Error, hand on the system's words only.
-    return any(os.strerror(code) in str(error) for code in DISK_FULL)
+    return next((words for words in map(os.strerror, DISK_FULL) if words in str(error)), None)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, ExporterError):
+        return error.why or error.what
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return shorten(f"{type(error).__name__}: {error}")

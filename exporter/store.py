@@ -27,6 +27,7 @@ import msgspec
 from exporter.artifacts import FileEntry, Value, canonical, digest_of, file_digest
 from exporter.disk import (
     DISK_FULL,
+    DiskFullError,
     disk_is_full,
     sync_folder,
     sync_tree,
@@ -123,6 +124,8 @@ class Store:
             try:
                 build(temp)
                 folder = self._publish(temp, stage, key)
+            except DiskFullError:
+                raise
             except Exception as error:
                 # Asked here, because what was written goes next, and space comes back with it.
                 if disk_is_full(error, temp):

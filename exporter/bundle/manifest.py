@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -48,6 +49,11 @@ def read_manifest(bundle: Path) -> Manifest:
         check_inside(name, path)
     if len(set(names)) != len(names) or MANIFEST in names:
         raise BundleError("the manifest lists a file twice", where=str(path))
+    for variant in manifest.variants:
+        if variant.main not in names:
+            raise BundleError(
+                f"variant '{variant.name}' runs {variant.main}, which the manifest does not list", where=str(path)
+            )
     known = {variant.name for variant in manifest.variants}
     for name in (manifest.float_variant, manifest.choice.variant):
         if name not in known:
@@ -105,13 +111,15 @@ def _read(path: Path, kind: type[Sealed]) -> Sealed:
     if path.is_symlink():
         raise BundleError("a file of the bundle is a symbolic link", where=str(path))
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # Opening a named pipe would wait for ever.
+            raise BundleError("a file of the bundle is no regular file", where=str(path))
         if path.stat().st_size > LARGEST_JSON:
             raise BundleError("the file is too large for what it is", where=str(path))
         content = path.read_bytes()
         value = msgspec.json.decode(content, type=kind)
     except FileNotFoundError as error:
         raise BundleError("a file of the bundle is missing", where=str(path)) from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError("a file of the bundle cannot be read", where=str(path), why=str(error)) from error
     except RecursionError as error:
         raise BundleError("a file of the bundle is nested too deeply", where=str(path)) from error

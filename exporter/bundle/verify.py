@@ -32,6 +32,9 @@ def check_bundle(bundle: Path) -> Manifest:
             problems.append(f"{path}: {file.stat().st_size} bytes where {entry.size} were written")
         elif file_digest(file) != entry.sha256:
             problems.append(f"{path}: its contents changed (SHA-256 differs)")
+    if manifest.choice.profile is not None:
+        chosen_by = f"{PROFILES}/{manifest.choice.profile}"
+        problems += [f"{chosen_by}: missing, and the default variant rests on it"] if chosen_by not in present else []
     problems += [f"{path}: added" for path in sorted(present - set(wanted)) if not _may_be_there(path)]
     if problems:
         shown = problems[:SHOWN] + ([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from exporter.bundle import (
     PROFILES,
     bundle_name,
     check_bundle,
+    read_manifest,
     read_profiles,
     sealed_manifest,
     sealed_profile,
@@ -34,6 +36,8 @@ from exporter.store import ENTRY
 PROBE = ".edge-exporter-probe"
 STAGING = re.compile(r"\..+-[0-9a-f]{12}-[0-9a-f]{12}")
 """`.NAME-TARGET-DIGEST12-` and what makes it unique: the folder that a bundle is finished in."""
+PARTIAL = re.compile(r"\..+\.json\.[0-9a-f]{32}")
+"""What a killed run leaves of a manifest or profile that it was replacing."""
 STALE_SECONDS = 24 * 3600
 
 
@@ -79,7 +83,7 @@ def publish(drafted: Drafted, output: Path, settings: ProfilePlan, steps: Steps)
     label = f"{drafted.manifest.target}: publish"
     try:
         # Two builds into one folder publish and measure one after the other; the second finds it done.
-        with steps.store.exclusive(f"publish-{drafted.manifest.digest[:32]}"):
+        with steps.store.exclusive(_lock_of(drafted.manifest)):
             _sweep(final)
             found = _intact(final, steps)
             if found is not None and (ready := _measured_as_asked(final, found, settings)) is not None:
@@ -96,11 +100,15 @@ def remeasure(bundle: Path, settings: ProfilePlan, steps: Steps, *, python: str 
     Raises:
         BundleError: the bundle is damaged, or its self-test fails.
         MissingError: its runtime is not here.
+        OutputError, StageError: the profile cannot be written.
     """
-    manifest = check_bundle(bundle)
-    profile = _measure(bundle, manifest, settings, steps, python)
+    manifest = read_manifest(bundle)
     try:
-        write_atomically(bundle / PROFILES / profile_name(profile), canonical(profile))
+        with steps.store.exclusive(_lock_of(manifest)):
+            _clear_partial(bundle)
+            check_bundle(bundle)
+            profile = _measure(bundle, manifest, settings, steps, python)
+            write_atomically(bundle / PROFILES / profile_name(profile), canonical(profile))
     except OSError as error:
         raise writing_failed(error, "the profile", bundle) from error
     return profile
@@ -129,11 +137,15 @@ def describe(comparison: Comparison) -> str:
 
 def set_default(bundle: Path, manifest: Manifest, choice: Choice) -> Manifest:
     """Writes another default variant into a published bundle; its digest stays."""
-    chosen = sealed_manifest(msgspec.structs.replace(manifest, choice=choice))
     try:
-        write_atomically(bundle / MANIFEST, canonical(chosen))
+        return _with_choice(bundle, manifest, choice)
     except OSError as error:
         raise writing_failed(error, "the manifest", bundle) from error
+
+
+def _with_choice(bundle: Path, manifest: Manifest, choice: Choice) -> Manifest:
+    chosen = sealed_manifest(msgspec.structs.replace(manifest, choice=choice))
+    write_atomically(bundle / MANIFEST, canonical(chosen))
     return chosen
 
 
@@ -152,7 +164,7 @@ def _publish(drafted: Drafted, final: Path, found: Manifest | None, settings: Pr
         _put(bundle, final, staging / "replaced")
     except OSError as error:
         # Asked here, because the staging folder goes next, and space comes back with it.
-        raise writing_failed(error, f"{drafted.manifest.target}: publish", staging) from error
+        raise writing_failed(error, f"{drafted.manifest.target}: publish", final.parent) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     steps.emit(StepFinished(step=f"{manifest.target}: publish", cached=False, seconds=0.0, detail=str(final)))
@@ -183,8 +195,12 @@ def _put(bundle: Path, final: Path, replaced: Path) -> None:
     sync_folder(final.parent)
 
 
+def _lock_of(manifest: Manifest) -> str:
+    return f"publish-{manifest.digest[:32]}"
+
+
 def _sweep(final: Path) -> None:
-    """Removes what killed runs left in the output folder; the lock of this bundle is held.
+    """Removes what killed runs left in the output folder and in the bundle; the lock of this bundle is held.
 
     A staging folder of this bundle has no owner then; one of another bundle may, until it is older than any run.
     """
@@ -194,6 +210,17 @@ def _sweep(final: Path) -> None:
         own = path.name.rpartition("-")[0] == f".{final.name}"
         if own or time.time() - path.lstat().st_mtime > STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
+    _clear_partial(final)
+
+
+def _clear_partial(bundle: Path) -> None:
+    """Removes files that a killed run was about to rename, and a folder made for them: they count as added."""
+    for folder in (bundle, bundle / PROFILES):
+        for path in folder.glob(".*"):
+            if PARTIAL.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+    with suppress(OSError):  # It holds profiles, or is not there.
+        (bundle / PROFILES).rmdir()
 
 
 def _profile(
@@ -211,7 +238,7 @@ def _profile(
         return NotMeasured(reason=error.what, command=command), manifest
     name = profile_name(profile)
     write_atomically(bundle / PROFILES / name, canonical(profile))
-    return profile, set_default(bundle, manifest, choose(manifest, profile, name))
+    return profile, _with_choice(bundle, manifest, choose(manifest, profile, name))
 
 
 def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps, python: str | None) -> Profile:

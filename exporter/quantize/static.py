@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Coverage, QuantScheme
-from exporter.errors import InputError, StageError, closest, shorten
+from exporter.errors import ExporterError, InputError, StageError, closest, shorten
 from exporter.quantize.coverage import coverage_of
 from exporter.quantize.prepare import prepare
 
@@ -45,6 +45,7 @@ def quantize_static(
     Raises:
         InputError: `scheme.exclude` names a node that does not exist.
         StageError: onnxruntime failed, or no batch was given.
+        ExporterError: whatever `batches` raises.
     """
     from onnxruntime import quantization
 
@@ -69,6 +70,8 @@ def quantize_static(
                 use_external_data_format=large,
                 extra_options={"ActivationSymmetric": scheme.symmetric_activations, "WeightSymmetric": True},
             )
+        except ExporterError:  # Of the calibration data, which are read while onnxruntime observes.
+            raise
         except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
             raise StageError(
                 "onnxruntime could not quantize the model",

@@ -158,8 +158,8 @@ def moments(total: int, wanted: int) -> Iterator[int]:
     return iter(sorted(seen))
 
 
-def build(folder: Path, warm: str, wanted: str, *arguments: str) -> None:
-    """Kills a build at about `wanted` moments: with an empty store, or with a full one and nothing published."""
+def preload() -> Callable[[Sequence[str]], int]:
+    """Imports what a build imports, so that forked processes need not; gives the command line."""
     import onnx  # noqa: F401
     import onnxruntime.quantization
     import onnxruntime.tools.symbolic_shape_infer  # noqa: F401
@@ -170,6 +170,12 @@ def build(folder: Path, warm: str, wanted: str, *arguments: str) -> None:
     import exporter.quantize  # noqa: F401
     from exporter.cli import run
 
+    return run
+
+
+def build(folder: Path, warm: str, wanted: str, *arguments: str) -> None:
+    """Kills a build at about `wanted` moments: with an empty store, or with a full one and nothing published."""
+    run = preload()
     store, output, log = folder / "store", folder / "output", folder / "log"
     os.environ["EDGE_EXPORTER_CACHE"] = str(store)
     watched = [output] if warm == "warm" else [store]

@@ -293,5 +293,7 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(place):
 
 def test_a_store_that_cannot_be_written_is_told(place):
     place.onnx()
-    result = place.process("build", "model.onnx", "--calib", "calib.npz", EDGE_EXPORTER_CACHE="/proc/nothing")
-    refused(result, 3, "/proc/nothing", "EDGE_EXPORTER_CACHE")
+    place.write("occupied", "a file where a folder should be")
+    for store in ("/dev/null/store", str(place / "occupied")):
+        result = place.process("build", "model.onnx", "--calib", "calib.npz", EDGE_EXPORTER_CACHE=store)
+        refused(result, 3, store, "EDGE_EXPORTER_CACHE")

@@ -131,9 +131,13 @@ def test_flags_alone_build_a_factory_with_its_weights(place, suffix):
     images, _ = quadrants(2, seed=3)
     shifted = run_bundle(bundle, {"image": images}, place.folder, "--variant", "fp32")["output"]
     weight = state["stem.0.weight"]
-    wanted = torch.nn.functional.avg_pool2d(
-        torch.relu(torch.nn.functional.conv2d(torch.tensor(images), weight, padding=1)), 4
-    ).flatten(1) @ state["head.weight"].T + state["head.bias"]
+    wanted = (
+        torch.nn.functional.avg_pool2d(
+            torch.relu(torch.nn.functional.conv2d(torch.tensor(images), weight, padding=1)), 4
+        ).flatten(1)
+        @ state["head.weight"].T
+        + state["head.bias"]
+    )
     np.testing.assert_allclose(shifted, wanted.numpy(), rtol=1e-4)
 
 
@@ -206,9 +210,7 @@ def test_an_onnx_file_is_a_source_with_or_without_external_data(place, external)
     model = place.onnx("model.onnx")
     place.quadrants()
     if external:
-        onnx.save(
-            onnx.load(model), model, save_as_external_data=True, location="weights.bin", size_threshold=0
-        )
+        onnx.save(onnx.load(model), model, save_as_external_data=True, location="weights.bin", size_threshold=0)
         assert (place / "weights.bin").is_file()
     target, bundle = place.built("model.onnx", "--calib", "calib.npz", "--eval", "eval.npz", "--labels", "y")
     assert target["variants"][0]["fidelity"]["reference"] == "onnx"

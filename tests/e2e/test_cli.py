@@ -15,7 +15,7 @@ import pytest
 from support import COMMAND, FACTORY, QUICK, Workplace, refused
 
 COMMANDS = ("build", "init", "plan", "profile", "verify", "targets", "cache")
-NOISY = '''
+NOISY = """
 import os
 
 
@@ -24,7 +24,7 @@ def noisy():
     os.write(1, b"a C library speaks on 1\\n")
     os.write(2, b"a C library speaks on 2\\n")
     return make()
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +247,8 @@ def test_completion_works_through_the_entry_point(place):
     words = {"_EDGE_EXPORTER_COMPLETE": "bash_complete", "COMP_WORDS": "edge-exporter ver", "COMP_CWORD": "1"}
     code = "import sys; sys.argv[0] = 'edge-exporter'; from exporter.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=place.folder, env=place.environment(**words), capture_output=True, text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=place.folder, capture_output=True, text=True, check=True,
+        env=place.environment(**words),
     )  # fmt: skip
     assert done.stdout.strip() == "plain,verify"
 

@@ -85,7 +85,7 @@ def test_a_build_killed_while_it_fills_the_store_completes_next_time(model: Work
 
 
 def test_a_build_killed_while_it_measures_and_publishes_completes_next_time(model: Workplace) -> None:
-    found = check_build(model, "warm", 14)
+    found = check_build(model, "warm", 10)
     assert any(moment["after"]["hidden"] for moment in found), "some moments are in the midst of publishing"
     assert found[-1]["after"]["visible"], "the last moment is after it was published"
     assert not found[0]["after"]["visible"]
@@ -120,11 +120,25 @@ def test_a_damaged_bundle_makes_room_for_a_whole_one(model: Workplace) -> None:
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
+def test_a_profile_run_killed_while_it_writes_leaves_a_bundle_that_the_next_one_mends(model: Workplace) -> None:
+    _, bundle = model.built("model.onnx", "--calib", "calib.npz", "--no-profile")
+    (bundle / "profiles").mkdir()
+    for name in ("manifest.json", "profiles/host.json"):
+        path = bundle / name
+        path.with_name(f".{path.name}.{'0' * 32}").write_bytes(b"{half")
+    assert model.run("verify", bundle, "--no-run").code == 6, "it is not taken for whole"
+    flags = ("--min-seconds", "0.02", "--max-seconds", "0.5")
+    result = model.run("profile", bundle, *flags)
+    assert result.code == 0, result.err
+    assert model.run("verify", bundle, "--no-run").code == 0
+
+
 def test_profiles_measured_elsewhere_survive_a_new_measurement(model: Workplace) -> None:
     import msgspec
 
     from exporter.artifacts import Profile, canonical
     from exporter.bundle import read_manifest, read_profiles, sealed_profile
+    from exporter.pipeline.publish import set_default
 
     flags = ("model.onnx", "--calib", "calib.npz")
     _, bundle = model.built(*flags)
@@ -134,6 +148,8 @@ def test_profiles_measured_elsewhere_survive_a_new_measurement(model: Workplace)
     )
     (bundle / "profiles" / name).unlink()
     (bundle / "profiles" / "elsewhere.json").write_bytes(canonical(elsewhere))
+    manifest = read_manifest(bundle)
+    set_default(bundle, manifest, msgspec.structs.replace(manifest.choice, profile="elsewhere.json"))
     target, _ = model.built(*flags)
     assert not target["cached"], "the only profile is of another runtime"
     assert set(read_profiles(bundle, read_manifest(bundle))) == {name, "elsewhere.json"}

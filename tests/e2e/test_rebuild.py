@@ -14,7 +14,7 @@ from support import FACTORY, LAYERS, Workplace, quadrants, toml_plan
 
 QUANTIZE = "quantize"
 JUDGE = {"accuracy of fp32", "accuracy of int8"}
-BUNDLE = {"bundle and self-test", "measure latency", "publish"}
+BUNDLE = {"bundle and self-test", "publish"}
 AFTER_QUANTIZE = {QUANTIZE, "convert", *JUDGE, *BUNDLE}
 SECTIONS = {
     "model": {"source": "model.py:make", "weights": "w.safetensors", "outputs": ["scores"]},
@@ -40,6 +40,7 @@ def built(shared_place: Workplace) -> Workplace:
     save_file(state, place / "w.safetensors")
     place.write("plan.toml", toml_plan(SECTIONS))
     place.built("plan.toml")
+    place.built("plan.toml", "--no-profile")
     return place
 
 
@@ -79,6 +80,10 @@ def change_plan(place: Workplace, section: str, **values: object) -> None:
     place.write("plan.toml", toml_plan({**SECTIONS, section: {**SECTIONS.get(section, {}), **values}}))
 
 
+def change_threads(place: Workplace) -> None:
+    change_plan(place, "profile", threads=2)
+
+
 EVERYTHING = {"export to ONNX", "run the trained model", *AFTER_QUANTIZE}
 CHANGES: list[tuple[str, Callable[[Workplace], None], set[str]]] = [
     ("a weight", change_weight, EVERYTHING),
@@ -93,7 +98,7 @@ CHANGES: list[tuple[str, Callable[[Workplace], None], set[str]]] = [
         {QUANTIZE, "convert", "accuracy of int8", *BUNDLE},
     ),
     ("a gate value", lambda place: change_plan(place, "gate", max_relative_loss=0.05), BUNDLE),
-    ("profile.threads", lambda place: change_plan(place, "profile", threads=2), BUNDLE),
+    ("profile.threads", change_threads, {*BUNDLE, "measure latency"}),
     (
         "outputs' names",
         lambda place: change_plan(place, "model", outputs=["quadrant"]),
@@ -128,14 +133,15 @@ def test_a_second_build_makes_nothing_again(built):
     assert [event for event in result.events if event["type"] == "StepFinished"]
     assert result.document["targets"][0]["cached"] is True
     assert result.document["seconds"] < 3
-    assert len(built.bundles()) == 1
+    assert len(built.bundles()) == 2, "one with a profile, one without"
 
 
 @pytest.mark.parametrize(("change", "wanted"), [row[1:] for row in CHANGES], ids=[row[0] for row in CHANGES])
 def test_a_change_makes_again_exactly_what_depends_on_it(restored, change, wanted):
     change(restored)
-    assert rebuilt(restored) == wanted
-    assert rebuilt(restored) == set()
+    flags = () if change is change_threads else ("--no-profile",)
+    assert rebuilt(restored, *flags) == wanted
+    assert rebuilt(restored, *flags) == set()
 
 
 def test_what_was_changed_back_is_still_there(built):
@@ -163,9 +169,7 @@ def test_a_setting_that_is_at_its_default_already_changes_nothing(restored):
 def test_a_removed_bundle_is_published_again_from_the_store(restored, tmp_path):
     assert rebuilt(restored, "--output", str(tmp_path / "b")) == {"measure latency", "publish"}
     shutil.rmtree(tmp_path / "b")
-    assert rebuilt(restored, "--output", str(tmp_path / "b"), "--no-profile") == {
-        "bundle and self-test", "publish",
-    }  # fmt: skip
+    assert rebuilt(restored, "--output", str(tmp_path / "b"), "--no-profile") == {"publish"}
 
 
 def test_a_damaged_bundle_in_the_output_is_replaced_by_a_whole_one(restored):
@@ -184,3 +188,14 @@ def test_a_damaged_result_in_the_store_is_made_again_and_not_used(restored):
     for model in models:
         model.write_bytes(model.read_bytes()[:-1] + b"x")
     assert rebuilt(restored) == {"export to ONNX"}
+
+
+@pytest.mark.parametrize("offset", [0, 2, -1])
+def test_a_damaged_record_in_the_store_is_made_again(restored, offset):
+    entries = list((restored.cache / "v1" / "quantize").glob("*/entry.json"))
+    assert entries
+    for entry in entries:
+        content = bytearray(entry.read_bytes())
+        content[offset] ^= 0x80
+        entry.write_bytes(content)
+    assert rebuilt(restored) == {"quantize"}

@@ -525,9 +525,9 @@ TEXTS = st.text(max_size=8) | st.sampled_from(
 )
 KEYS = st.text(max_size=6) | st.sampled_from([
     "schema", "name", "model", "source", "weights", "args", "inputs", "x", "dtype", "shape", "preprocess",
-    "size", "std", "calibration", "evaluation", "data", "samples", "rename", "ignore", "metric", "export", "opset", "batch",
-    "quantize", "exclude", "gate", "max_relative_loss", "profile", "threads", "seed", "targets", "cpu", "toy",
-    "min_runtime", "depends",
+    "size", "std", "calibration", "evaluation", "data", "samples", "rename", "ignore", "metric", "export", "opset",
+    "batch", "quantize", "exclude", "gate", "max_relative_loss", "profile", "threads", "seed", "targets", "cpu",
+    "toy", "min_runtime", "depends",
 ])  # fmt: skip
 LEAVES = (
     st.booleans() | st.integers() | st.floats() | TEXTS | st.dates() | st.times() | st.datetimes() | st.just(1)
@@ -553,7 +553,7 @@ SETS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables=PLANS | TABLES, sets=SETS, only=st.lists(st.sampled_from(["cpu", "toy", "x"]), max_size=2))
 @example(tables={"targets": 5}, sets=["targets.cpu=1"], only=["cpu"])
 @example(tables={"targets": {"cpu": 5}}, sets=["targets.cpu.quantize=1"], only=[])
