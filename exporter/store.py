@@ -60,6 +60,12 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     cached: bool
 
+    @property
+    def content(self) -> str:
+        """SHA-256 over what the stage wrote: what later stages depend on, so that an equal result changes nothing."""
+        entry = msgspec.json.decode((self.folder / ENTRY).read_bytes(), type=Entry)
+        return digest_of(entry.files)
+
 
 class Usage(Value, frozen=True, kw_only=True):
     """One entry as `cache list` shows it; `age_seconds` counts from its last use."""
@@ -261,7 +267,7 @@ def _intact(folder: Path, stage: str, key: str) -> bool:
     try:
         entry = msgspec.json.decode((folder / ENTRY).read_bytes(), type=Entry)
         return entry.stage == stage and entry.key == key and entry.files == list_files(folder)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return False
 
 

@@ -123,8 +123,8 @@ class Bundling:
         parts = {
             "target": [self.target.name, self.target.version],
             "options": self.plan.options,
-            "float": float_model.key,
-            "int8": int8_model.key if int8_model else None,
+            "float": float_model.content,
+            "int8": int8_model.content if int8_model else None,
             "signature": signature,
             "versions": versions(*self.target.distributions),
         }

@@ -25,6 +25,7 @@ from exporter.pipeline.results import (
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
 from exporter.plan_types import ExportPlan
+from exporter.store import Stored
 from exporter.target_api import Need
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Job:
             self._export(folder, inputs, data / "example.npz", opset, need.ir_version, export.tolerance)
 
         stored = self.steps.stored("export", 1, parts, build, label="export to ONNX")
-        return _float_model(stored.folder, stored.key)
+        return _float_model(stored)
 
     def reference(self, inputs: Inputs, float_model: FloatModel) -> Reference:
         """Outputs of the trained model on the evaluation data; of the given file itself when that is an .onnx."""
@@ -113,7 +114,7 @@ class Job:
             "labels": self.data.class_names,
         }
         if self.source.kind == "onnx":
-            parts |= {"model": float_model.key, "versions": versions("onnxruntime")}
+            parts |= {"model": float_model.content, "versions": versions("onnxruntime")}
         else:
             parts |= {"source": self.source.digest, "outputs": self.plan.model.outputs, "versions": versions("torch")}
 
@@ -135,7 +136,7 @@ class Job:
 
         stored = self.steps.stored("reference", 1, parts, build, label=label)
         batches = load_json(stored.folder / "reference.json", dict[str, int])["batches"]
-        return Reference(path=stored.folder / "reference.npz", key=stored.key, batches=batches)
+        return Reference(path=stored.folder / "reference.npz", content=stored.content, batches=batches)
 
     def int8_model(self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, samples: int) -> Int8Model:
         """The QDQ file, made with the calibration data."""
@@ -163,7 +164,7 @@ class Job:
             (folder / "coverage.json").write_bytes(canonical(coverage))
 
         parts = {
-            "model": float_model.key,
+            "model": float_model.content,
             "data": self.data.digests["calibration"],
             "inputs": inputs,
             "preprocessing": self.data.preprocessing,
@@ -174,7 +175,7 @@ class Job:
         total = -(-samples // calibration.batch_size)
         stored = self.steps.stored("quantize", 1, parts, build, label=label, total=total)
         coverage = load_json(stored.folder / "coverage.json", Coverage)
-        return Int8Model(path=stored.folder / "model.onnx", key=stored.key, scheme=scheme, coverage=coverage)
+        return Int8Model(path=stored.folder / "model.onnx", content=stored.content, scheme=scheme, coverage=coverage)
 
     def _check_data(self, folder: Path, inputs: Inputs) -> None:
         from exporter.pipeline.samples import write_samples
@@ -248,7 +249,7 @@ class Job:
             "versions": versions("onnx"),
         }
         stored = self.steps.stored("adopt", 1, parts, build, label="take the ONNX file")
-        return _float_model(stored.folder, stored.key)
+        return _float_model(stored)
 
     def _reference_session(self, inputs: Inputs, float_model: FloatModel) -> Session:
         if self.source.kind == "onnx":
@@ -273,6 +274,6 @@ class Job:
         return self._prepared[inputs]
 
 
-def _float_model(folder: Path, key: str) -> FloatModel:
-    exported = load_json(folder / "export.json", Exported)
-    return FloatModel(path=folder / "model.onnx", key=key, exported=exported)
+def _float_model(stored: Stored) -> FloatModel:
+    exported = load_json(stored.folder / "export.json", Exported)
+    return FloatModel(path=stored.folder / "model.onnx", content=stored.content, exported=exported)

@@ -45,10 +45,10 @@ class Exported(Value, frozen=True, kw_only=True):
 
 
 class FloatModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A float ONNX file in the store."""
+    """A float ONNX file in the store; `content` is the digest of it and of its signature."""
 
     path: Path
-    key: str
+    content: str
     exported: Exported
 
 
@@ -56,7 +56,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """Outputs of the trained model on the evaluation data: one group of arrays a batch, and its labels."""
 
     path: Path
-    key: str
+    content: str
     batches: int
 
 
@@ -64,7 +64,7 @@ class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
     """A QDQ ONNX file in the store."""
 
     path: Path
-    key: str
+    content: str
     scheme: QuantScheme
     coverage: Coverage
 
