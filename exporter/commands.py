@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from exporter.artifacts import Manifest, NotMeasured, Profile
 from exporter.console import Console, Style
 from exporter.errors import ExporterError, PartialError, UsageError
 from exporter.store import Store, default_root
@@ -143,7 +144,6 @@ def profile(
     from exporter.pipeline import publish
     from exporter.pipeline.build import profile_document
     from exporter.plan_types import ProfilePlan
-    from exporter.tables import PROFILE_COLUMNS, profile_rows
 
     with _console(**common) as (console, steps):
         manifest = read_manifest(bundle)
@@ -156,7 +156,7 @@ def profile(
         choice = publish.choose(manifest, measured, profile_name(measured))
         if set_default:
             manifest = publish.set_default(bundle, manifest, choice)
-        console.table(PROFILE_COLUMNS, profile_rows(measured))
+        _show_profile(console, manifest, measured)
         for comparison in measured.comparisons:
             console.result(publish.describe(comparison))
         default = manifest.choice.variant
@@ -291,26 +291,41 @@ def _plan(model: str, flags: dict[str, Any], targets: Sequence[str], sets: Seque
     )
 
 
-def _show_bundle(console: Console, path: Path, manifest: Any, measured: Any) -> None:
-    from exporter.artifacts import NotMeasured
-    from exporter.tables import BUILD_COLUMNS, build_rows
+def _show_bundle(console: Console, path: Path, manifest: Manifest, measured: Profile | NotMeasured) -> None:
+    from exporter.tables import fidelity_columns, fidelity_rows, left_in_float
 
-    metric = manifest.variants[0].fidelity.metric
-    columns = [metric.name if name == "metric" and metric else name for name in BUILD_COLUMNS]
+    fidelity = manifest.variants[-1].fidelity
+    judged = f"{fidelity.samples} {fidelity.data} samples, against the model in {fidelity.reference}"
     console.result("")
-    console.table(columns, build_rows(manifest, measured), title=f"{manifest.name} for {manifest.target}")
-    gate = manifest.variants[-1].fidelity.gate
-    console.result(f"gate: {'; '.join(gate.rules) if gate.rules else gate.reason}")
+    console.table(
+        fidelity_columns(manifest),
+        fidelity_rows(manifest),
+        title=f"{manifest.name} for {manifest.target}: fidelity on {judged}",
+    )
+    for variant in manifest.variants:
+        for line in left_in_float(variant.coverage) if variant.coverage else ():
+            console.result(f"{variant.name} leaves in float {line}")
+    console.result(f"gate: {'; '.join(fidelity.gate.rules) if fidelity.gate.rules else fidelity.gate.reason}")
+    console.result("")
     if isinstance(measured, NotMeasured):
         console.result(f"latency: not measured, {measured.reason}; `{measured.command}` measures it")
     else:
-        host, settings = measured.host, measured.settings
-        console.result(
-            f"latency: {measured.runtime.name} {measured.runtime.version}, {settings.threads} thread(s), batch "
-            f"{settings.batch}, {measured.provenance} on {host.cpu} ({host.cores} cores)"
-        )
+        _show_profile(console, manifest, measured)
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
     console.result(f"bundle: {path}")
+
+
+def _show_profile(console: Console, manifest: Manifest, measured: Profile) -> None:
+    from exporter.tables import PROFILE_COLUMNS, profile_rows
+
+    host, settings = measured.host, measured.settings
+    console.table(
+        PROFILE_COLUMNS,
+        profile_rows(measured, manifest),
+        title=f"latency: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
+        f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {measured.provenance} on {host.cpu} "
+        f"({host.cores} cores)",
+    )
 
 
 def _origin(origins: dict[str, str], target: str, key: str) -> str:

@@ -89,13 +89,18 @@ class Console:
             from rich.text import Text
 
             self._stop_live()
-            table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
+            table = Table(box=None, pad_edge=False)
             for index, column in enumerate(columns):
                 numeric = all(_is_number(row[index]) for row in rows)
                 table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
             for row in rows:
                 table.add_row(*(Text(cell) for cell in row))
-            self._rich(self.out).print(table)
+            if title:  # A line of its own: rich would fold it to the table's width.
+                self.out.write(title + "\n")
+            console = self._rich(self.out)
+            with console.capture() as captured:
+                console.print(table)
+            self.out.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
             self.out.flush()
 
     def _rich(self, stream: IO[str]) -> RichConsole:

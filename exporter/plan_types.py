@@ -159,7 +159,7 @@ class ProfilePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     threads: Positive = 1
     min_samples: Positive = 200
     min_seconds: Seconds = 1.0
-    max_seconds: Seconds = 20.0
-    ci_width: Annotated[float, Meta(gt=0)] = 0.02
+    max_seconds: Annotated[float, Meta(ge=1e-9)] = 20.0
+    ci_width: Annotated[float, Meta(ge=1e-9)] = 0.02
     warmup_seconds: Seconds = 0.3
     seed: Annotated[int, Meta(ge=0)] = 0

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import Comparison, Manifest, NotMeasured, Profile, Variant, VariantProfile
+from collections import Counter
 
-BUILD_COLUMNS = ("", "size", "metric", "SQNR dB", "top-1", "int8 nodes", "median ms", "p90 ms", "vs float")
+from exporter.artifacts import Comparison, Coverage, Manifest, Profile, Variant, VariantProfile
+
+FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8 nodes")
+PROFILE_COLUMNS = ("", "runs", "load ms", "first ms", "median ms", "p90 ms", "p99 ms", "peak", "vs float")
 NONE = "-"
+REASONS_SHOWN = 4
 
 
-def build_rows(manifest: Manifest, profile: Profile | NotMeasured) -> list[tuple[str, ...]]:
-    """One row for the trained model and one a variant; `*` marks the default."""
+def fidelity_columns(manifest: Manifest) -> list[str]:
+    """Columns of `fidelity_rows`, with the metric called by its name."""
+    metric = manifest.variants[0].fidelity.metric
+    return [metric.name if column == "metric" and metric else column for column in FIDELITY_COLUMNS]
+
+
+def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
+    """The trained model, then each variant: size and divergence of its worst output; `*` marks the default."""
     sizes = {entry.path: entry.size for entry in manifest.files}
     rows = []
     first = manifest.variants[0].fidelity
     if first.metric is not None:
-        rows.append((first.reference, NONE, f"{first.metric.reference:.4f}", *[NONE] * 6))
+        rows.append((first.reference, NONE, f"{first.metric.reference:.4f}", *[NONE] * 5))
     for variant in manifest.variants:
         folder = variant.main.rpartition("/")[0] + "/"
         size = sum(count for path, count in sizes.items() if path.startswith(folder))
-        mark = " *" if variant.name == manifest.choice.variant else ""
-        latency = _latency(variant.name, profile)
-        rows.append((variant.name + mark, human_size(size), *_fidelity(variant), *latency))
+        rows.append((_marked(variant.name, manifest), human_size(size), *_fidelity(variant)))
     return rows
+
+
+def left_in_float(coverage: Coverage) -> list[str]:
+    """Which operators stayed float and why, most frequent first, one line a kind."""
+    kinds = Counter((skipped.op, skipped.reason) for skipped in coverage.skipped).most_common()
+    lines = [f"{count} {op}: {reason}" for (op, reason), count in kinds[:REASONS_SHOWN]]
+    rest = sum(count for _, count in kinds[REASONS_SHOWN:])
+    return lines + ([f"{rest} more nodes: the manifest and --json list them all"] if rest else [])
 
 
 def human_size(size: int) -> str:
@@ -45,7 +61,7 @@ def ratio(comparison: Comparison) -> str:
     return f"{comparison.ratio:.3f}x [{comparison.low:.3f}, {comparison.high:.3f}]"
 
 
-def profile_rows(profile: Profile) -> list[tuple[str, ...]]:
+def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
     """One row a variant: load, first run, steady state, memory."""
     rows = []
     for variant in profile.variants:
@@ -53,7 +69,7 @@ def profile_rows(profile: Profile) -> list[tuple[str, ...]]:
         memory = NONE if variant.peak_rss_bytes is None else human_size(variant.peak_rss_bytes)
         rows.append(
             (
-                variant.variant,
+                _marked(variant.variant, manifest),
                 str(variant.summary.count),
                 milliseconds(variant.load_ns),
                 milliseconds(variant.first_ns),
@@ -66,33 +82,21 @@ def profile_rows(profile: Profile) -> list[tuple[str, ...]]:
     return rows
 
 
-PROFILE_COLUMNS = ("variant", "runs", "load ms", "first ms", "median ms", "p90 ms", "p99 ms", "peak", "vs float")
+def _marked(name: str, manifest: Manifest) -> str:
+    return name + (" *" if name == manifest.choice.variant else "")
 
 
-def _fidelity(variant: Variant) -> tuple[str, str, str, str]:
+def _fidelity(variant: Variant) -> tuple[str, ...]:
     fidelity, coverage = variant.fidelity, variant.coverage
-    metric = f"{fidelity.metric.value:.4f}" if fidelity.metric else NONE
     measured = [output.sqnr_db for output in fidelity.outputs if output.sqnr_db is not None]
     agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
     return (
-        metric,
+        f"{fidelity.metric.value:.4f}" if fidelity.metric else NONE,
         f"{min(measured):.1f}" if measured else "exact",
+        f"{min(output.cosine for output in fidelity.outputs):.5f}",
         percent(min(agreements)) if agreements else NONE,
+        f"{max(output.max_abs_error for output in fidelity.outputs):.2g}",
         f"{coverage.quantized}/{coverage.eligible}" if coverage else NONE,
-    )
-
-
-def _latency(name: str, profile: Profile | NotMeasured) -> tuple[str, str, str]:
-    if isinstance(profile, NotMeasured):
-        return ("not measured", NONE, NONE)
-    found = [variant for variant in profile.variants if variant.variant == name]
-    compared = [one for one in profile.comparisons if one.variant == name]
-    if not found:
-        return (NONE, NONE, NONE)
-    return (
-        milliseconds(found[0].summary.median),
-        _percentile(found[0], "p90"),
-        ratio(compared[0]) if compared else NONE,
     )
 
 

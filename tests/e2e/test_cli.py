@@ -72,7 +72,7 @@ def test_the_document_holds_everything_that_the_table_shows(place):
     assert table.code == 0
     (target,) = place.build(*FLAGS).document["targets"]
     lines = table.out.splitlines()
-    rows = {line.split()[0]: line for line in lines if line.startswith(("onnx", "fp32", "int8"))}
+    rows = {name: " ".join(line for line in lines if line.startswith(name)) for name in ("onnx", "fp32", "int8")}
     measured = {variant["variant"]: variant for variant in target["profile"]["variants"]}
     for variant in target["variants"]:
         row = rows[variant["name"]]
@@ -81,7 +81,11 @@ def test_the_document_holds_everything_that_the_table_shows(place):
         assert f"{measured[variant['name']]['summary']['median'] / 1e6:.3f}" in row
         if variant["coverage"]:
             assert f"{variant['coverage']['quantized']}/{variant['coverage']['eligible']}" in row
-            assert f"{variant['fidelity']['outputs'][0]['sqnr_db']:.1f}" in row
+            for skipped in variant["coverage"]["skipped"]:
+                assert f"{skipped['op']}: {skipped['reason']}" in row
+            (output,) = variant["fidelity"]["outputs"]
+            for shown in (f"{output['sqnr_db']:.1f}", f"{output['cosine']:.5f}", f"{output['max_abs_error']:.2g}"):
+                assert shown in row
     (comparison,) = target["profile"]["comparisons"]
     shown = [float(number) for number in re.findall(r"(\d+\.\d+)x \[(\d+\.\d+), (\d+\.\d+)\]", rows["int8"])[0]]
     assert shown == pytest.approx([comparison["ratio"], comparison["low"], comparison["high"]], abs=0.006)
