@@ -84,7 +84,7 @@ class QuantScheme(Value, frozen=True, kw_only=True):
     per_channel: bool = True
     symmetric_activations: bool = False
     reduce_range: bool = False
-    observer: Literal["minmax", "entropy", "percentile"] = "minmax"
+    observer: Literal["minmax", "moving-average", "percentile", "entropy", "mse"] = "minmax"
     exclude: tuple[str, ...] = ()
 
     @property

@@ -111,7 +111,7 @@ class QuantizePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         per_channel: one scale for each output channel of weights instead of one for each tensor.
         symmetric_activations: ranges of activations are made symmetric around zero.
         reduce_range: 7-bit weights, which cannot saturate on x86 CPUs without VNNI.
-        observer: how ranges are taken from calibration: `minmax`, `entropy` or `percentile`.
+        observer: how ranges are read off what calibration saw.
         exclude: names of ONNX nodes to leave in float.
     """
 
@@ -121,7 +121,7 @@ class QuantizePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     per_channel: bool = True
     symmetric_activations: bool = False
     reduce_range: bool = False
-    observer: Literal["minmax", "entropy", "percentile"] = "minmax"
+    observer: Literal["minmax", "moving-average", "percentile", "entropy", "mse"] = "minmax"
     exclude: tuple[str, ...] = ()
 
 

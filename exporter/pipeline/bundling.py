@@ -142,7 +142,7 @@ class Bundling:
             raise GateError(
                 "the accuracy gate was not met; nothing is published" + "".join(f"\n  - {line}" for line in failures),
                 where=f"target {self.target.name}",
-                hint="try `--set quantize.observer=entropy` or `--set quantize.reduce_range=true`, leave nodes in "
+                hint="try `--set quantize.observer=percentile` or `--set quantize.reduce_range=true`, leave nodes in "
                 "float with [quantize] exclude, or change [gate]",
             )
 

@@ -24,7 +24,7 @@ from exporter.pipeline.results import (
 )
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
-from exporter.plan_types import ExportPlan
+from exporter.plan_types import DataPlan, ExportPlan
 from exporter.store import Stored
 from exporter.target_api import Need
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 Inputs = tuple[TensorSpec, ...]
+UNSTABLE_SHOWN = 5
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -148,20 +149,42 @@ class Job:
                 why="ranges are measured on real inputs, and none are ever made up",
                 hint='add `[calibration] data = "file.npz"`, or `--set quantize.enabled=false` for float alone',
             )
-        label = f"quantize ({scheme.label})"
+        calibrated = self._calibrate(inputs, float_model, scheme, calibration, samples)
 
         def build(folder: Path) -> None:
-            from exporter.quantize import quantize_static
+            from exporter.quantize import quantize_calibrated, unstable_ranges
+
+            coverage = quantize_calibrated(calibrated.folder, folder / "model.onnx", scheme=scheme)
+            (folder / "coverage.json").write_bytes(canonical(coverage))
+            (folder / "unstable.json").write_bytes(canonical(unstable_ranges(calibrated.folder, scheme)))
+
+        parts = {"calibrated": calibrated.content, "scheme": scheme, "versions": versions("onnxruntime", "onnx")}
+        stored = self.steps.stored("quantize", 1, parts, build, label=f"quantize ({scheme.label})")
+        if unstable := load_json(stored.folder / "unstable.json", list[str]):
+            text = f"the ranges of {len(unstable)} tensors differ between two halves of the calibration data: "
+            self.steps.emit(Note(text=text + ", ".join(unstable[:UNSTABLE_SHOWN])))
+        coverage = load_json(stored.folder / "coverage.json", Coverage)
+        return Int8Model(path=stored.folder / "model.onnx", content=stored.content, scheme=scheme, coverage=coverage)
+
+    def _calibrate(
+        self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, calibration: DataPlan, samples: int
+    ) -> Stored:
+        """What the tensors looked like on the calibration data; observers that need the same share it."""
+        label = "calibrate"
+        histogram = scheme.observer in ("percentile", "entropy", "mse")
+
+        def build(folder: Path) -> None:
+            from exporter.quantize import calibrate
 
             data_set = self.data.open("calibration", inputs)
-            coverage = quantize_static(
+            calibrate(
                 float_model.path,
-                folder / "model.onnx",
-                scheme=scheme,
-                batches=lambda: (batch.inputs for batch in data_set.batches(calibration.batch_size)),
+                folder,
+                histogram=histogram,
+                symmetric=scheme.symmetric_activations,
+                batches=(batch.inputs for batch in data_set.batches(calibration.batch_size)),
                 progress=self.steps.progress(label),
             )
-            (folder / "coverage.json").write_bytes(canonical(coverage))
 
         parts = {
             "model": float_model.content,
@@ -169,13 +192,12 @@ class Job:
             "inputs": inputs,
             "preprocessing": self.data.preprocessing,
             "batch": calibration.batch_size,
-            "scheme": scheme,
+            "histogram": histogram,
+            "symmetric": scheme.symmetric_activations,
             "versions": versions("onnxruntime", "onnx"),
         }
         total = -(-samples // calibration.batch_size)
-        stored = self.steps.stored("quantize", 1, parts, build, label=label, total=total)
-        coverage = load_json(stored.folder / "coverage.json", Coverage)
-        return Int8Model(path=stored.folder / "model.onnx", content=stored.content, scheme=scheme, coverage=coverage)
+        return self.steps.stored("calibrate", 1, parts, build, label=label, total=total)
 
     def _check_data(self, folder: Path, inputs: Inputs) -> None:
         from exporter.pipeline.samples import write_samples

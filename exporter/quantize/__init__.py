@@ -1,6 +1,29 @@
-"""Float ONNX to int8: static QDQ quantization with calibration data, and what it covered."""
+"""Float ONNX to int8: streaming calibration, static QDQ quantization, and what it covered.
 
-from exporter.quantize.static import quantize_static
-from exporter.quantize.tolerance import int8_tolerance
+Importing this room is cheap: its names are looked up when they are first used.
+"""
 
-__all__ = ["int8_tolerance", "quantize_static"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static, unstable_ranges
+    from exporter.quantize.tolerance import int8_tolerance
+
+__all__ = ["calibrate", "int8_tolerance", "quantize_calibrated", "quantize_static", "unstable_ranges"]
+
+_HOMES = {
+    "calibrate": "static",
+    "int8_tolerance": "tolerance",
+    "quantize_calibrated": "static",
+    "quantize_static": "static",
+    "unstable_ranges": "static",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -22,10 +22,9 @@ def coverage_of(model: Path, scheme: QuantScheme) -> Coverage:
     (shape arithmetic) are not counted.
     """
     import onnx
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     loaded = onnx.load(model, load_external_data=False)
-    with_int8_form = set(QDQRegistry) | set(QLinearOpsRegistry)
+    with_int8_form = quantizable_ops()
     floats = _float_tensors(loaded)
     producer = {name: node.op_type for node in loaded.graph.node for name in node.output}
     consumers: dict[str, set[str]] = {}
@@ -51,6 +50,13 @@ def coverage_of(model: Path, scheme: QuantScheme) -> Coverage:
         skipped=tuple(skipped),
         quantized_ops=dict(sorted(quantized.items())),
     )
+
+
+def quantizable_ops() -> set[str]:
+    """Operators that onnxruntime has an int8 form of."""
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    return set(QDQRegistry) | set(QLinearOpsRegistry)
 
 
 def _reason(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Coverage, QuantScheme
-from exporter.errors import ExporterError, InputError, StageError, closest, shorten
-from exporter.quantize.coverage import coverage_of
+from exporter.errors import InputError, StageError, closest, shorten
+from exporter.quantize.coverage import coverage_of, quantizable_ops
+from exporter.quantize.observer import NEEDS_HISTOGRAM, ObserverName
 from exporter.quantize.prepare import prepare
+from exporter.quantize.states import States, load_states, merged, save_states, unstable_tensors
+from exporter.quantize.streaming import observe, tensors_to_observe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
     Inputs = Mapping[str, NDArray[np.generic]]
 
+PREPARED = "prepared.onnx"
+STATES = "states.npz"
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Protobuf ends at 2 GB; above this the weights go to a file beside the model."""
 
@@ -30,56 +35,127 @@ def quantize_static(
     batches: Callable[[], Iterable[Inputs]],
     progress: Callable[[int], None],
 ) -> Coverage:
-    """Quantizes a float ONNX file to int8 with calibration data.
+    """Calibrates and quantizes a float ONNX file in one go; see `calibrate` and `quantize_calibrated`."""
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix="calibrated-") as folder:
+        calibrate(
+            model,
+            Path(folder),
+            histogram=scheme.observer in NEEDS_HISTOGRAM,
+            symmetric=scheme.symmetric_activations,
+            batches=batches(),
+            progress=progress,
+        )
+        return quantize_calibrated(Path(folder), output, scheme=scheme)
+
+
+def calibrate(
+    model: Path,
+    folder: Path,
+    *,
+    histogram: bool,
+    symmetric: bool,
+    batches: Iterable[Inputs],
+    progress: Callable[[int], None],
+) -> None:
+    """Prepares a float ONNX file and observes its tensors on the calibration data.
 
     Args:
         model: float ONNX file with the user's input names.
+        folder: where prepared.onnx and states.npz are written.
+        histogram: keep histograms, which all observers but min-max and moving average need.
+        symmetric: activations will be symmetric, which makes the quantizer ask for more tensors.
+        batches: the calibration batches, input name to array.
+        progress: called with the number of batches that were observed so far.
+
+    Raises:
+        StageError: onnxruntime could not prepare or run the model, or there was no data.
+        ExporterError: whatever `batches` raises.
+    """
+    import onnx
+
+    prepared = folder / PREPARED
+    large = model.stat().st_size + _external_size(model) > SINGLE_FILE_LIMIT
+    prepare(model, prepared, large)
+    tensors = tensors_to_observe(
+        onnx.load(prepared, load_external_data=False), quantizable_ops(), symmetric=symmetric
+    )
+    seen = observe(prepared, dict.fromkeys(tensors.values()), batches, histogram=histogram, progress=progress)
+    save_states(folder / STATES, {name: seen[observed] for name, observed in tensors.items()})
+
+
+def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> Coverage:
+    """Quantizes what `calibrate` prepared, with the ranges that the scheme's observer reads off its states.
+
+    Args:
+        folder: what `calibrate` wrote.
         output: where the QDQ file is written.
         scheme: types, granularity, observer, nodes to leave in float.
-        batches: gives the calibration batches, input name to array; may be called more than once.
-        progress: called with the number of batches that were observed so far.
 
     Returns:
         Which nodes became int8.
 
     Raises:
         InputError: `scheme.exclude` names a node that does not exist.
-        StageError: onnxruntime failed, or no batch was given.
-        ExporterError: whatever `batches` raises.
+        StageError: onnxruntime failed.
     """
     from onnxruntime import quantization
 
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix="prepared-") as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        large = model.stat().st_size + _external_size(model) > SINGLE_FILE_LIMIT
-        prepare(model, prepared, large)
-        _check_excluded(prepared, scheme.exclude)
-        reader = _reader(batches, progress)
+    prepared = folder / PREPARED
+    _check_excluded(prepared, scheme.exclude)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
+        ranges = Path(temp) / "ranges.json"
+        _write_ranges(ranges, load_states(folder / STATES), scheme.observer)
         try:
             quantization.quantize_static(
                 prepared,
                 output,
-                reader,
+                None,
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
                 activation_type=_quant_type(scheme.activations),
                 weight_type=_quant_type(scheme.weights),
                 nodes_to_exclude=list(scheme.exclude),
-                calibrate_method=_method(scheme.observer),
-                use_external_data_format=large,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                calibration_cache_path=ranges,
+                use_external_data_format=_external_size(prepared) > 0,
                 extra_options={"ActivationSymmetric": scheme.symmetric_activations, "WeightSymmetric": True},
             )
-        except ExporterError:  # Of the calibration data, which are read while onnxruntime observes.
-            raise
         except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
             raise StageError(
                 "onnxruntime could not quantize the model",
-                where=model.name,
+                where=output.name,
                 why=shorten(f"{type(error).__name__}: {error}"),
                 hint="`-v` shows the library's log; `--set quantize.enabled=false` builds the float variant alone",
             ) from error
     return coverage_of(output, scheme)
+
+
+def unstable_ranges(folder: Path, scheme: QuantScheme) -> list[str]:
+    """Tensors whose range depends on which half of the calibration data was seen.
+
+    Args:
+        folder: what `calibrate` wrote.
+        scheme: its observer reads the ranges.
+    """
+    return unstable_tensors(load_states(folder / STATES), scheme.observer)
+
+
+def _write_ranges(path: Path, states: States, observer: ObserverName) -> None:
+    """Writes ranges in the form that onnxruntime's quantizer reads in place of calibrating itself.
+
+    A tensor that was never seen (all its values masked, say) has no range; one value, zero, stands for it.
+    """
+    import numpy as np
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData, save_tensors_data
+
+    data: dict[str, TensorData | tuple[Any, ...]] = {}
+    for name, halves in states.items():
+        whole = merged(halves)
+        low, high = whole.range(observer) if whole.values else (0.0, 0.0)
+        # Two values stand for (lowest, highest) in onnxruntime's own form.
+        data[name] = (np.array([low], np.float32), np.array([high], np.float32))
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
 
 
 def _check_excluded(prepared: Path, excluded: tuple[str, ...]) -> None:
@@ -97,39 +173,10 @@ def _check_excluded(prepared: Path, excluded: tuple[str, ...]) -> None:
         )
 
 
-def _reader(batches: Callable[[], Iterable[Inputs]], progress: Callable[[int], None]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc,unused-ignore]
-        def __init__(self) -> None:
-            self.left: Iterator[Inputs] = iter(batches())
-            self.seen = 0
-
-        def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
-            batch = next(self.left, None)
-            if batch is None:
-                return None
-            self.seen += 1
-            progress(self.seen)
-            return dict(batch)
-
-    return Reader()
-
-
 def _quant_type(name: str) -> Any:
     from onnxruntime.quantization import QuantType
 
     return {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}[name]
-
-
-def _method(observer: str) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
-
-    return {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }[observer]
 
 
 def _external_size(model: Path) -> int:

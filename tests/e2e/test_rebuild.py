@@ -15,7 +15,7 @@ from support import FACTORY, LAYERS, Workplace, quadrants, toml_plan
 QUANTIZE = "quantize"
 JUDGE = {"accuracy of fp32", "accuracy of int8"}
 BUNDLE = {"bundle and self-test", "publish"}
-AFTER_QUANTIZE = {QUANTIZE, "convert", *JUDGE, *BUNDLE}
+AFTER_QUANTIZE = {"calibrate", QUANTIZE, "convert", *JUDGE, *BUNDLE}
 SECTIONS = {
     "model": {"source": "model.py:make", "weights": "w.safetensors", "outputs": ["scores"]},
     "model.inputs.image": {"dtype": "float32", "shape": ["batch", 1, 8, 8]},
@@ -100,7 +100,12 @@ CHANGES: list[tuple[str, Callable[[Workplace], None], set[str]]] = [
     ("a label", change_label, {"check data", "run the trained model", *JUDGE, *BUNDLE}),
     (
         "the observer",
-        lambda place: change_plan(place, "quantize", observer="percentile"),
+        lambda place: change_plan(place, "quantize", observer="entropy"),
+        {"calibrate", QUANTIZE, "convert", "accuracy of int8", *BUNDLE},
+    ),
+    (
+        "to another observer of the same extremes",
+        lambda place: change_plan(place, "quantize", observer="moving-average"),
         {QUANTIZE, "convert", "accuracy of int8", *BUNDLE},
     ),
     ("a gate value", lambda place: change_plan(place, "gate", max_relative_loss=0.05), BUNDLE),

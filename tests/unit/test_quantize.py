@@ -239,7 +239,7 @@ def test_every_node_with_a_float_result_is_counted_once(tmp_path):
 
 
 def test_no_calibration_batch_is_an_error_in_the_users_terms(tmp_path):
-    with pytest.raises(StageError, match="could not quantize"):
+    with pytest.raises(StageError, match="no calibration data"):
         quantized(tmp_path, quadrant_onnx(), SCHEME, [])
 
 
