@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Inputs = Mapping[str, NDArray[np.generic]]
 
-ACTIVATION_BYTES = 64 * 2**20
+ACTIVATION_BYTES = 32 * 2**20
 """Activations that may be alive together, outputs of the graph that is run."""
 MOST_TOGETHER = 32
 """Samples that run together at most."""
