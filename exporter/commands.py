@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from exporter.artifacts import Manifest, NotMeasured, Profile
 from exporter.console import Console, Style
 from exporter.errors import ExporterError, PartialError, UsageError
 from exporter.store import Store, default_root
@@ -46,9 +45,11 @@ def build(
     **common: Any,
 ) -> None:
     """`edge-exporter build`."""
+    from exporter.flags import plan_of
     from exporter.pipeline.build import TargetFailure, outcome_document
     from exporter.pipeline.build import build as run_build
     from exporter.registry import load_target
+    from exporter.show import show_bundle
 
     started = time.perf_counter()
     flags = {
@@ -62,7 +63,7 @@ def build(
     with _console(**common) as (console, steps):
         if no_profile:
             sets = [*sets, "profile.enabled=false"]
-        plan = _plan(model, flags, targets, sets)
+        plan = plan_of(model, flags, targets, sets)
         outcomes = run_build(plan, output.absolute(), steps, load_target, keep_going=keep_going)
         failures: list[ExporterError] = []
         for outcome in outcomes:
@@ -70,7 +71,7 @@ def build(
                 console.error(outcome.error)
                 failures.append(outcome.error)
             else:
-                _show_bundle(console, outcome.path, outcome.manifest, outcome.profile)
+                show_bundle(console, outcome.path, outcome.manifest, outcome.profile)
         console.document(
             {
                 "schema": 1,
@@ -144,6 +145,7 @@ def profile(
     from exporter.pipeline import publish
     from exporter.pipeline.build import profile_document
     from exporter.plan_types import ProfilePlan
+    from exporter.show import show_profile
 
     with _console(**common) as (console, steps):
         manifest = read_manifest(bundle)
@@ -156,7 +158,7 @@ def profile(
         choice = publish.choose(manifest, measured, profile_name(measured))
         if set_default:
             manifest = publish.set_default(bundle, manifest, choice)
-        _show_profile(console, manifest, measured)
+        show_profile(console, manifest, measured)
         for comparison in measured.comparisons:
             console.result(publish.describe(comparison))
         default = manifest.choice.variant
@@ -251,81 +253,6 @@ def cache(*, action: str, older_than: float, max_size: float | None, **common: A
             freed = sum(one.size for one in removed)
             console.result(f"removed {len(removed)} results, {human_size(freed)}")
             console.document({"removed": removed, "bytes": freed})
-
-
-def _plan(model: str, flags: dict[str, Any], targets: Sequence[str], sets: Sequence[str]) -> Any:
-    from exporter.plan import read_plan, resolve
-    from exporter.registry import load_target
-
-    if model.endswith(".toml"):
-        given = [flag for flag, value in flags.items() if value is not None]
-        if given:
-            raise UsageError(
-                f"{', '.join(given)}: a plan ({model}) says this itself",
-                hint="use --set section.key=value to change a plan's value",
-            )
-        return read_plan(Path(model), load_target=load_target, sets=sets, only=targets)
-    if flags["--labels"] and not flags["--eval"]:
-        raise UsageError("--labels names an array of the evaluation data: give --eval as well")
-    tables: dict[str, Any] = {
-        "schema": 1,
-        "model": {"source": model},
-        "targets": {name: {} for name in targets or ["cpu"]},
-    }
-    tables["model"] |= {"weights": flags["--weights"]} if flags["--weights"] else {}
-    tables["model"] |= {"allow_pickle": True} if flags["--allow-pickle"] else {}
-    tables |= {"name": flags["--name"]} if flags["--name"] else {}
-    tables |= {"calibration": {"data": flags["--calib"]}} if flags["--calib"] else {}
-    if flags["--eval"]:
-        tables["evaluation"] = {"data": flags["--eval"]}
-        tables["evaluation"] |= {"labels": flags["--labels"]} if flags["--labels"] else {}
-    tail = model.rpartition(":")[2] if ":" in model else Path(model).stem
-    return resolve(
-        tables,
-        base=Path.cwd(),
-        where="command line",
-        origin="command line",
-        default_name=tail,
-        load_target=load_target,
-        sets=sets,
-    )
-
-
-def _show_bundle(console: Console, path: Path, manifest: Manifest, measured: Profile | NotMeasured) -> None:
-    from exporter.tables import fidelity_columns, fidelity_rows, left_in_float
-
-    fidelity = manifest.variants[-1].fidelity
-    judged = f"{fidelity.samples} {fidelity.data} samples, against the model in {fidelity.reference}"
-    console.result("")
-    console.table(
-        fidelity_columns(manifest),
-        fidelity_rows(manifest),
-        title=f"{manifest.name} for {manifest.target}: fidelity on {judged}",
-    )
-    for variant in manifest.variants:
-        for line in left_in_float(variant.coverage) if variant.coverage else ():
-            console.result(f"{variant.name} leaves in float {line}")
-    console.result(f"gate: {'; '.join(fidelity.gate.rules) if fidelity.gate.rules else fidelity.gate.reason}")
-    console.result("")
-    if isinstance(measured, NotMeasured):
-        console.result(f"latency: not measured, {measured.reason}; `{measured.command}` measures it")
-    else:
-        _show_profile(console, manifest, measured)
-    console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
-    console.result(f"bundle: {path}")
-
-
-def _show_profile(console: Console, manifest: Manifest, measured: Profile) -> None:
-    from exporter.tables import PROFILE_COLUMNS, profile_rows
-
-    host, settings = measured.host, measured.settings
-    console.table(
-        PROFILE_COLUMNS,
-        profile_rows(measured, manifest),
-        title=f"latency: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
-        f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {measured.provenance} on {host.cpu} "
-        f"({host.cores} cores)",
-    )
 
 
 def _origin(origins: dict[str, str], target: str, key: str) -> str:

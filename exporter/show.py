@@ -1,0 +1,44 @@
+"""A bundle and a profile as the terminal shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.artifacts import Manifest, NotMeasured, Profile
+from exporter.console import Console
+from exporter.tables import PROFILE_COLUMNS, fidelity_columns, fidelity_rows, left_in_float, profile_rows
+
+
+def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Profile | NotMeasured) -> None:
+    """Fidelity with its gate, latency, the default variant and why."""
+    fidelity = manifest.variants[-1].fidelity
+    judged = f"{fidelity.samples} {fidelity.data} samples, against the model in {fidelity.reference}"
+    console.result("")
+    console.table(
+        fidelity_columns(manifest),
+        fidelity_rows(manifest),
+        title=f"{manifest.name} for {manifest.target}: fidelity on {judged}",
+    )
+    for variant in manifest.variants:
+        for line in left_in_float(variant.coverage) if variant.coverage else ():
+            console.result(f"{variant.name} leaves in float {line}")
+    console.result(f"gate: {'; '.join(fidelity.gate.rules) if fidelity.gate.rules else fidelity.gate.reason}")
+    console.result("")
+    if isinstance(measured, NotMeasured):
+        console.result(f"latency: not measured, {measured.reason}; `{measured.command}` measures it")
+    else:
+        show_profile(console, manifest, measured)
+    console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
+    console.result(f"bundle: {path}")
+
+
+def show_profile(console: Console, manifest: Manifest, measured: Profile) -> None:
+    """Latency of each variant, and where it was measured."""
+    host, settings = measured.host, measured.settings
+    console.table(
+        PROFILE_COLUMNS,
+        profile_rows(measured, manifest),
+        title=f"latency: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
+        f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {measured.provenance} on {host.cpu} "
+        f"({host.cores} cores)",
+    )
