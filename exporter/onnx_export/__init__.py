@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export.export import export_onnx
     from exporter.onnx_export.normalise import normalise_onnx
     from exporter.onnx_export.prepare import Prepared, prepare_module
-    from exporter.onnx_export.reference import check_eval, torch_session
+    from exporter.onnx_export.reference import check_eval, mismatch_hint, torch_session
     from exporter.onnx_export.session import onnx_session
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "compare_with_torch",
     "export_onnx",
     "export_opset",
+    "mismatch_hint",
     "normalise_onnx",
     "onnx_session",
     "opset_for_runtime",
@@ -36,6 +37,7 @@ _LATE = {
     "check_eval": "reference",
     "compare_with_torch": "compare",
     "export_onnx": "export",
+    "mismatch_hint": "reference",
     "normalise_onnx": "normalise",
     "onnx_session": "session",
     "prepare_module": "prepare",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Session = Callable[[Arrays], dict[str, NDArray[np.generic]]]
 
 _TINY = 1e-12
+ROUNDING_HINT = "raise `tolerance` in [export] if this is rounding (float16); else export with another opset"
 
 
 def compare_with_torch(
@@ -27,6 +28,7 @@ def compare_with_torch(
     batches: Sequence[Arrays],
     tolerance: float,
     inputs: Sequence[TensorSpec] = (),
+    hint: str = ROUNDING_HINT,
 ) -> float:
     """Runs the file in onnxruntime and compares every output with the reference.
 
@@ -36,6 +38,7 @@ def compare_with_torch(
         batches: inputs; the first has the shape that was exported with, the others vary its dynamic axes.
         tolerance: largest |onnx - torch| accepted, relative to the largest |torch| of the output.
         inputs: the signature's inputs, so that an error can name the axis.
+        hint: what to do when the results differ.
 
     Returns:
         The largest relative error over all batches and outputs.
@@ -72,7 +75,7 @@ def compare_with_torch(
                     why=f"{given[name].shape} in onnxruntime, {reference.shape} in torch",
                     hint="export the .onnx yourself and use it as `source`",
                 )
-            worst = max(worst, _compared(name, reference, given[name], tolerance, batch))
+            worst = max(worst, _compared(name, reference, given[name], tolerance, batch, hint))
     return worst
 
 
@@ -93,7 +96,9 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _compared(name: str, reference: NDArray[Any], given: NDArray[Any], tolerance: float, batch: Arrays) -> float:
+def _compared(
+    name: str, reference: NDArray[Any], given: NDArray[Any], tolerance: float, batch: Arrays, hint: str
+) -> float:
     import numpy as np
 
     expected, found = reference.astype(np.float64), given.astype(np.float64)
@@ -114,7 +119,7 @@ def _compared(name: str, reference: NDArray[Any], given: NDArray[Any], tolerance
             f"ONNX differs from torch by {error / scale:.3g} of the output's largest value, more than {tolerance:g}",
             where=f"output '{name}' with {_shapes(batch)}",
             why=f"largest |onnx - torch| is {error:.3g}, largest |torch| is {scale:.3g}",
-            hint="raise `tolerance` in [export] if this is rounding (float16); else export with another opset",
+            hint=hint,
         )
     return error / scale
 

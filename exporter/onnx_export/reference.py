@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from exporter.errors import ModelError, StageError, shorten
+from exporter.onnx_export.compare import ROUNDING_HINT
 from exporter.onnx_export.prepare import Prepared, flatten, tensors_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,18 @@ def torch_session(prepared: Prepared) -> Session:
         return {name: _array(tensor, name) for name, (_, tensor) in zip(names, found, strict=True)}
 
     return run
+
+
+def mismatch_hint(prepared: Prepared) -> str:
+    """What to do when ONNX differs from this model."""
+    fused = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
+    if any(isinstance(module, fused) for module in prepared.flat.modules()):
+        # Only in eval mode, and only outside of an export, do these layers zero what is masked as padding.
+        return (
+            "torch's fused attention zeroes padded positions, which neither training nor an export does: call "
+            "`torch.backends.mha.set_fastpath_enabled(False)` in the factory, or leave them out of the output"
+        )
+    return ROUNDING_HINT
 
 
 def _array(tensor: torch.Tensor, name: str) -> NDArray[np.generic]:

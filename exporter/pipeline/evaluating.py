@@ -53,8 +53,10 @@ def evaluate(
         metric = load_metric(metric_name, output) if metric_name else None
         session = target.open_session(folder / variant.main)
         seen = _Seen(keep=metric is not None)
+        samples = 0
 
         def pairs() -> Iterator[tuple[Arrays, Arrays]]:
+            nonlocal samples
             from exporter.pipeline.arrays import read_groups
 
             wanted = read_groups(reference.path, [f"{index}/outputs" for index in range(reference.batches)])
@@ -62,6 +64,7 @@ def evaluate(
             for done, (batch, expected) in enumerate(batches, start=1):
                 got = session(batch)
                 seen.add(expected, got)
+                samples += _rows(batch)
                 progress(done)
                 yield expected, got
 
@@ -71,6 +74,8 @@ def evaluate(
             reference_digest="",
             data=job.data.judged,
         )
+        # Counted by the inputs: an output may have no axis for samples.
+        fidelity = msgspec.structs.replace(fidelity, samples=samples)
         if metric is not None and metric_name is not None:
             labels = _labels(reference)
             values = [metric(seen.whole(side), labels) for side in ("expected", "got")]
@@ -91,6 +96,10 @@ def evaluate(
     fidelity = load_json(stored.folder / "fidelity.json", Fidelity)
     # Not in the stored result: another model with the same answers shares it.
     return msgspec.structs.replace(fidelity, reference_digest=job.source.digest)
+
+
+def _rows(batch: Arrays) -> int:
+    return next((len(values) for values in batch.values() if values.ndim), 1)
 
 
 class _Seen:

@@ -164,6 +164,8 @@ class Job:
             text = f"the ranges of {len(unstable)} tensors differ between two halves of the calibration data: "
             self.steps.emit(Note(text=text + ", ".join(unstable[:UNSTABLE_SHOWN])))
         coverage = load_json(stored.folder / "coverage.json", Coverage)
+        if not coverage.quantized:
+            self.steps.emit(Note(text="no node became int8: the int8 variant brings nothing"))
         return Int8Model(path=stored.folder / "model.onnx", content=stored.content, scheme=scheme, coverage=coverage)
 
     def _calibrate(
@@ -232,7 +234,13 @@ class Job:
     def _export(
         self, folder: Path, inputs: Inputs, example: Path, opset: int, ir_version: int, tolerance: float
     ) -> None:
-        from exporter.onnx_export import check_eval, compare_with_torch, export_onnx, torch_session
+        from exporter.onnx_export import (
+            check_eval,
+            compare_with_torch,
+            export_onnx,
+            mismatch_hint,
+            torch_session,
+        )
         from exporter.pipeline.arrays import group_names, read_groups
 
         batches = list(read_groups(example, group_names(example)))
@@ -242,7 +250,7 @@ class Job:
         signature = export_onnx(
             prepared, example=batches[0], inputs=inputs, opset=opset, ir_version=ir_version, path=path
         )
-        error = compare_with_torch(torch_session(prepared), path, batches, tolerance, inputs)
+        error = compare_with_torch(torch_session(prepared), path, batches, tolerance, inputs, mismatch_hint(prepared))
         exported = Exported(signature=signature, max_relative_error=error, batches_compared=len(batches))
         (folder / "export.json").write_bytes(canonical(exported))
 

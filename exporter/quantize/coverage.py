@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,21 @@ if TYPE_CHECKING:
     import onnx
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+EXCLUDED = "excluded by the plan"
+MASKED = "masked values pass through it"
 
 
-def coverage_of(model: Path, scheme: QuantScheme) -> Coverage:
+def coverage_of(model: Path, scheme: QuantScheme, masked: Collection[str] = ()) -> Coverage:
     """Reads the coverage off a QDQ file.
 
     A node counts as int8 when each of its float inputs comes from a DequantizeLinear and its result goes to a
     QuantizeLinear, which is the pattern that runtimes fuse into an int8 kernel. Nodes without float results
     (shape arithmetic) are not counted.
+
+    Args:
+        model: the QDQ file.
+        scheme: how it was quantized.
+        masked: nodes that were left in float because masked values pass through them.
     """
     import onnx
 
@@ -39,7 +47,8 @@ def coverage_of(model: Path, scheme: QuantScheme) -> Coverage:
             continue
         has_form = node.op_type in with_int8_form
         eligible += has_form
-        reason = _reason(node, has_form, floats, producer, consumers, scheme)
+        left = {**dict.fromkeys(masked, MASKED), **dict.fromkeys(scheme.exclude, EXCLUDED)}.get(node.name)
+        reason = left or _reason(node, has_form, floats, producer, consumers)
         if reason is None:
             quantized[node.op_type] += 1
         else:
@@ -65,11 +74,8 @@ def _reason(
     floats: set[str],
     producer: dict[str, str],
     consumers: dict[str, set[str]],
-    scheme: QuantScheme,
 ) -> str | None:
     """Why a node stays float, or None when it is int8."""
-    if node.name in scheme.exclude:
-        return "excluded by the plan"
     if not has_form:
         return "onnxruntime has no int8 form of this operator"
     float_inputs = [name for name in node.input if name in floats]

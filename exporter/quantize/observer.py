@@ -19,6 +19,8 @@ MOMENTUM = 0.9
 """Weight of the past in the moving average of each sample's extremes."""
 PERCENTILE = 99.999
 """Share of values, in percent, that the percentile observer keeps; onnxruntime's default too."""
+MASK = 1e8
+"""Values of this magnitude are there to mask others (-inf, or the smallest float), not to be computed with."""
 LEVELS = {True: 255, False: 127}
 """Levels above zero of tensors that are never negative, and of others."""
 ENTROPY_BINS = 2048
@@ -56,25 +58,37 @@ class Averages:
 
 
 class Observed:
-    """All that observers need of one tensor. The state of A merged with B's equals that of A then B."""
+    """All that observers need of one tensor. The state of A merged with B's equals that of A then B.
 
-    __slots__ = ("averages", "histogram", "maximum", "minimum", "values")
+    Attributes:
+        minimum: smallest value, masks left out; +inf when there was none.
+        maximum: largest value, likewise.
+        values: number of values, likewise.
+        masked: number of infinite, NaN or mask-like values.
+        averages: moving average of the extremes.
+        histogram: counts by value, when it is kept.
+    """
+
+    __slots__ = ("averages", "histogram", "masked", "maximum", "minimum", "values")
 
     def __init__(self) -> None:
         self.minimum = math.inf
         self.maximum = -math.inf
         self.values = 0
+        self.masked = 0
         self.averages = Averages()
         self.histogram = Histogram()
 
     def add(self, values: NDArray[np.generic], *, histogram: bool) -> None:
-        """Observes an activation tensor; infinities, which masks put there on purpose, and NaN are left out."""
+        """Observes an activation tensor; what masks put there on purpose is counted, and left out of the range."""
         flat = np.asarray(values, np.float32).reshape(-1)
         if flat.size == 0:
             return
         low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            flat = flat[np.isfinite(flat)]
+        if not (low > -MASK and high < MASK):  # Written so that NaN, which compares false, is filtered.
+            whole = flat.size
+            flat = flat[np.abs(flat) < MASK]
+            self.masked += whole - flat.size
             if flat.size == 0:
                 return
             low, high = float(flat.min()), float(flat.max())
@@ -92,6 +106,7 @@ class Observed:
         """Adds what was observed later."""
         self.minimum, self.maximum = min(self.minimum, later.minimum), max(self.maximum, later.maximum)
         self.values += later.values
+        self.masked += later.masked
         self.averages.merge(later.averages)
         self.histogram.merge(later.histogram)
 

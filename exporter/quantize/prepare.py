@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,20 +36,31 @@ def prepare(model: Path, prepared: Path, large: bool) -> None:
                 ) from error
         else:
             break
-    _flatten_biases(prepared, large)
+    _tidy(prepared, large)
 
 
-def _flatten_biases(path: Path, large: bool) -> None:
+def _tidy(path: Path, large: bool) -> None:
+    """Names nodes that have no name, so that each can be left in float, and flattens biases."""
+    import onnx
+
+    model = onnx.load(path)
+    taken = {node.name for node in model.graph.node}
+    for index, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = _free_name(f"{node.op_type}_{index}", taken)
+            taken.add(node.name)
+    _flatten_biases(model)
+    onnx.save(model, path, save_as_external_data=large)
+
+
+def _flatten_biases(model: onnx.ModelProto) -> None:
     """Gives every Gemm a bias of shape (N,), where a fused MatMul and Add left (1, N).
 
     Both mean the same to Gemm; onnxruntime's quantizer takes one value a channel from the bias and fails on a row.
     """
-    import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(path)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    changed = False
     for node in model.graph.node:
         if node.op_type != "Gemm" or len(node.input) <= BIAS or node.input[BIAS] not in initializers:
             continue
@@ -60,12 +72,9 @@ def _flatten_biases(path: Path, large: bool) -> None:
             initializers[flat.name] = flat
             model.graph.initializer.append(flat)
             node.input[BIAS] = flat.name
-            changed = True
-    if changed:
-        onnx.save(model, path, save_as_external_data=large)
 
 
-def _free_name(name: str, taken: dict[str, onnx.TensorProto]) -> str:
+def _free_name(name: str, taken: Container[str]) -> str:
     while name in taken:
-        name += "_flat"
+        name += "_"
     return name

@@ -30,7 +30,7 @@ def save_states(path: Path, states: States) -> None:
                  histogram.minimum, histogram.maximum]
             )  # fmt: skip
             arrays[f"{index}.{half}.integers"] = np.array(
-                [state.values, histogram.exponent, histogram.first], np.int64
+                [state.values, state.masked, histogram.exponent, histogram.first], np.int64
             )
             arrays[f"{index}.{half}.counts"] = histogram.counts
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -71,6 +71,6 @@ def _load(file: Mapping[str, NDArray[np.generic]], prefix: str) -> Observed:
     state.minimum, state.maximum = floats[:2]
     state.averages.low, state.averages.high, state.averages.decay = floats[2:5]
     state.histogram.minimum, state.histogram.maximum = floats[5:]
-    state.values, state.histogram.exponent, state.histogram.first = integers
+    state.values, state.masked, state.histogram.exponent, state.histogram.first = integers
     state.histogram.counts = np.asarray(file[f"{prefix}.counts"], np.int64)
     return state

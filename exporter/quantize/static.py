@@ -101,10 +101,12 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
     from onnxruntime import quantization
 
     prepared = folder / PREPARED
+    states = load_states(folder / STATES)
     _check_excluded(prepared, scheme.exclude)
+    masked = _masked_nodes(prepared, states)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
-        _write_ranges(ranges, load_states(folder / STATES), scheme.observer)
+        _write_ranges(ranges, states, scheme.observer)
         try:
             quantization.quantize_static(
                 prepared,
@@ -115,7 +117,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
                 reduce_range=scheme.reduce_range,
                 activation_type=_quant_type(scheme.activations),
                 weight_type=_quant_type(scheme.weights),
-                nodes_to_exclude=list(scheme.exclude),
+                nodes_to_exclude=[*scheme.exclude, *masked],
                 calibrate_method=quantization.CalibrationMethod.MinMax,
                 calibration_cache_path=ranges,
                 use_external_data_format=_external_size(prepared) > 0,
@@ -128,7 +130,16 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
                 why=shorten(f"{type(error).__name__}: {error}"),
                 hint="`-v` shows the library's log; `--set quantize.enabled=false` builds the float variant alone",
             ) from error
-    return coverage_of(output, scheme)
+    return coverage_of(output, scheme, masked)
+
+
+def _masked_nodes(prepared: Path, states: States) -> list[str]:
+    """Nodes that take or make masked values: no 8-bit range holds a mask and what it masks."""
+    import onnx
+
+    tensors = {name for name, halves in states.items() if any(half.masked for half in halves)}
+    nodes = onnx.load(prepared, load_external_data=False).graph.node
+    return [node.name for node in nodes if tensors.intersection((*node.input, *node.output))]
 
 
 def unstable_ranges(folder: Path, scheme: QuantScheme) -> list[str]:

@@ -136,7 +136,9 @@ def _runner(
     fetched = [name for name in tensors if name not in inputs]
 
     def run(batch: Inputs) -> list[NDArray[np.generic]]:
-        found: dict[str, Any] = dict(zip(fetched, session.run(fetched, dict(batch)), strict=True))
+        # Asked for nothing, onnxruntime would give everything.
+        results = session.run(fetched, dict(batch)) if fetched else []
+        found: dict[str, Any] = dict(zip(fetched, results, strict=True))
         return [batch[name] if name in inputs else found[name] for name in tensors]
 
     return run

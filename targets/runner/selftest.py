@@ -32,6 +32,8 @@ def compare_output(numpy: Any, got: Any, expected: Any, tolerance: Mapping[str, 
     if got.dtype != expected.dtype or got.shape != expected.shape:
         found, wanted = (f"{array.dtype}{list(array.shape)}" for array in (got, expected))
         return Match([f"is {found} instead of {wanted}"], None, None, 0, total)
+    # Arithmetic on arrays without axes gives scalars, which cannot be assigned to.
+    got, expected = numpy.atleast_1d(got), numpy.atleast_1d(expected)
     if expected.dtype.kind == "f":
         error = numpy.zeros(expected.shape)
         apart = ~((got == expected) | (numpy.isnan(got) & numpy.isnan(expected)))

@@ -50,6 +50,16 @@ class Pair(nn.Module):
 def pair():
     torch.manual_seed(0)
     return Pair()
+
+
+class Average(Pair):
+    def forward(self, x):
+        return self.left(x).mean()
+
+
+def average():
+    torch.manual_seed(0)
+    return Average()
 """
 
 
@@ -169,6 +179,16 @@ def test_two_inputs_a_dict_output_and_a_second_dynamic_axis_keep_their_names(pla
     longer = {"tokens": random.integers(0, 11, (4, 9)), "extra": np.ones((4, 3), np.float32)}
     answers = run_bundle(bundle, longer, place.folder)
     assert {name: values.shape for name, values in answers.items()} == {"class scores": (4, 3), "hidden": (4, 9, 8)}
+
+
+def test_an_output_without_axes_travels_and_is_tested(place):
+    place.write("net.py", TWO_INPUTS)
+    place.npz("calib.npz", x=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+    shown, bundle = place.built("net.py:average", "--calib", "calib.npz", "--no-profile")
+    assert [str(spec) for spec in read_manifest(bundle).signature.outputs] == ["output: float32[]"]
+    assert shown["variants"][0]["fidelity"]["samples"] == 6
+    answer = run_bundle(bundle, {"x": np.ones((2, 4), np.float32)}, place.folder)["output"]
+    assert answer.shape == ()
 
 
 def test_a_tuple_of_outputs_keeps_its_order_and_takes_names_from_the_plan(place):

@@ -230,3 +230,10 @@ def test_tensors_whose_halves_disagree_are_named():
     steady = (observed(random.uniform(-1, 1, 1000)), observed(random.uniform(-1, 1, 1000)))
     shifted = (observed(random.uniform(-1, 1, 1000)), observed(random.uniform(-1, 5, 1000)))
     assert unstable_tensors({"steady": steady, "shifted": shifted}, "minmax") == ["shifted"]
+
+
+@given(VALUES, st.integers(1, 5), st.sampled_from([-np.inf, np.inf, np.nan, np.finfo(np.float32).min, -1e9]))
+def test_masks_are_counted_and_change_no_range(values, count, mask):
+    state = observed(np.append(values, np.full(count, mask, np.float32)))
+    assert state.masked == count
+    assert state.range("minmax") == observed(values).range("minmax")

@@ -20,6 +20,7 @@ from exporter.onnx_export import (
     compare_with_torch,
     export_onnx,
     export_opset,
+    mismatch_hint,
     normalise_onnx,
     opset_for_runtime,
     prepare_module,
@@ -167,6 +168,13 @@ def test_file_with_other_weights_is_reported_with_numbers(linear):
     with pytest.raises(StageError, match=r"differs from torch by .* more than 0\.001") as caught:
         compare_with_torch(torch_session(other), path, [example], 1e-3)
     assert "logits" in str(caught.value)
+
+
+def test_a_model_with_fused_attention_is_told_how_it_differs(linear):
+    prepared, *_ = linear
+    assert "set_fastpath_enabled" not in mismatch_hint(prepared)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    assert "set_fastpath_enabled(False)" in mismatch_hint(prepare_module(layer, (IMAGE,), ()))
 
 
 def test_torch_program_exports_with_the_users_names(tmp_path):
