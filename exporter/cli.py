@@ -14,6 +14,14 @@ import click
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PATH = click.Path(path_type=Path)
+FILE = click.Path()
+"""Text that may be a file: shells complete it as one, and nothing is asked of it here."""
+
+
+def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from exporter.registry import target_names
+
+    return [name for name in target_names() if name.startswith(incomplete)]
 
 
 class _Examples(click.Command):
@@ -70,14 +78,23 @@ def cli() -> None:
     "edge-exporter build model.py:factory --weights w.safetensors --calib calib.npz --eval test.npz --labels y",
     "edge-exporter build model.onnx --calib calib.npz --output bundles",
 )
-@click.argument("model", metavar="PLAN|MODEL")
-@click.option("--calib", metavar="DATA", help="Calibration data: .npz, .safetensors, folder, file.py:function.")
-@click.option("--eval", "evaluation", metavar="DATA", help="Held-out data that accuracy is measured on.")
+@click.argument("model", metavar="PLAN|MODEL", type=FILE)
+@click.option(
+    "--calib", metavar="DATA", type=FILE, help="Calibration data: .npz, .safetensors, folder, file.py:function."
+)
+@click.option("--eval", "evaluation", metavar="DATA", type=FILE, help="Held-out data that accuracy is measured on.")
 @click.option("--labels", metavar="NAME", help="Array in the evaluation data that holds labels.")
-@click.option("--weights", metavar="FILE", help="State dict for a factory: .safetensors, .pt, .pth.")
+@click.option("--weights", metavar="FILE", type=FILE, help="State dict for a factory: .safetensors, .pt, .pth.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights although they can run code.")
 @click.option("--name", help="First part of the bundle's folder name.")
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="Build this target only (repeatable).")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_complete_target,
+    help="Build this target only (repeatable).",
+)
 @click.option("--output", type=PATH, default=Path("bundles"), show_default=True, help="Folder for bundles.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
 @click.option("--no-profile", is_flag=True, help="Do not measure latency; the float variant stays the default.")
@@ -94,8 +111,8 @@ def build(**options: Any) -> None:
     "edge-exporter init model.py:factory --weights w.safetensors --calib calib.npz",
     "edge-exporter init model.onnx --calib calib.npz --output plans/model.toml",
 )
-@click.argument("model")
-@click.option("--calib", metavar="DATA", help="Calibration data; names and shapes are read off it.")
+@click.argument("model", type=FILE)
+@click.option("--calib", metavar="DATA", type=FILE, help="Calibration data; names and shapes are read off it.")
 @click.option("--weights", type=PATH, metavar="FILE", help="State dict for a factory.")
 @click.option("--output", type=PATH, default=Path("plan.toml"), show_default=True, help="The plan file to write.")
 @click.option("--force", is_flag=True, help="Replace a plan that is there.")
@@ -109,7 +126,14 @@ def init(**options: Any) -> None:
 
 @_command("edge-exporter plan plan.toml", "edge-exporter plan plan.toml --set profile.threads=2 --json", name="plan")
 @click.argument("plan", type=PATH)
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="Show this target only (repeatable).")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_complete_target,
+    help="Show this target only (repeatable).",
+)
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
 @_common
 def plan_(**options: Any) -> None:
@@ -204,5 +228,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from exporter.failures import report
 
-        return report(error)
+        return report(error, as_json="--json" in (sys.argv[1:] if arguments is None else arguments))
     return result if isinstance(result, int) else 0

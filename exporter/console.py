@@ -92,7 +92,9 @@ class Console:
             table = Table(box=None, pad_edge=False)
             for index, column in enumerate(columns):
                 numeric = all(_is_number(row[index]) for row in rows)
-                table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
+                table.add_column(
+                    column, justify="right" if numeric and rows else "left", overflow="fold", no_wrap=numeric
+                )
             for row in rows:
                 table.add_row(*(Text(cell) for cell in row))
             if title:  # A line of its own: rich would fold it to the table's width.

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from exporter.errors import closest, shorten
+
+_KINDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "array": "a list",
+    "object": "a table",
+}
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -85,7 +96,7 @@ def _convert(value: object, hint: Any, where: str, problems: list[str], base: Pa
     try:
         return msgspec.convert(value, hint, dec_hook=lambda kind, item: _path(kind, item, base))
     except msgspec.ValidationError as error:
-        problems.append(f"{where}: {_words(str(error))} (got {shorten(repr(value), 80)})")
+        problems.append(f"{where}: {_words(str(error), hint)} (got {shorten(repr(value), 80)})")
         return None
 
 
@@ -124,9 +135,19 @@ def _unfit(value: object) -> int | float | None:
 
 
 def _kind(value: object) -> str:
-    names = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true/false", "list": "a list"}
-    return names.get(type(value).__name__, type(value).__name__)
+    return _KINDS.get(type(value).__name__, type(value).__name__)
 
 
-def _words(message: str) -> str:
-    return message.removesuffix(" - at `$`").replace("`", "'")
+def _words(message: str, hint: Any) -> str:
+    """What msgspec says, in the words of a plan's author."""
+    text = message.removesuffix(" - at `$`").replace("`", "'")
+    if text.startswith("Invalid enum value") and (allowed := _literals(hint)):
+        return f"one of {', '.join(map(repr, allowed))} is expected"
+    match = re.fullmatch(r"Expected '([a-z]+)'(?: \| null)?, got '\w+'", text)
+    return f"{_KINDS[match[1]]} is expected" if match and match[1] in _KINDS else text
+
+
+def _literals(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [value for argument in get_args(hint) for value in _literals(argument)]

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 import time
 import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, PartialError
 from exporter.store import default_root
 
 DISTRIBUTIONS = ("edge-exporter", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "click", "msgspec")
 
 
-def report(error: Exception) -> int:
-    """Prints an error on stderr and returns the exit code."""
+def report(error: Exception, *, as_json: bool) -> int:
+    """Prints an error on stderr, with `as_json` also as the one document on stdout, and returns the exit code."""
     if isinstance(error, ExporterError):
-        first, *rest = error.lines()
-        sys.stderr.write("\n".join([f"error: {first}", *rest]) + "\n")
-        return error.exit_code
-    log = _write_log(error)
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    sys.stderr.write(f"error: a bug in edge-exporter: {words}\n  hint:  please report it with the log: {log}\n")
-    return 1
+        told = error
+        code = error.exit_code
+    else:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        told = ExporterError(
+            f"a bug in edge-exporter: {words}", hint=f"please report it with the log: {_write_log(error)}"
+        )
+        code = 1
+    first, *rest = told.lines()
+    sys.stderr.write("\n".join([f"error: {first}", *rest]) + "\n")
+    # With --keep-going the document was printed already, failures in it.
+    if as_json and not isinstance(error, PartialError):
+        sys.stdout.write(json.dumps(error_document(told, code), indent=2, ensure_ascii=False) + "\n")
+    return code
+
+
+def error_document(error: ExporterError, code: int) -> dict[str, Any]:
+    """An error as JSON."""
+    facts = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
+    return {"schema": 1, "exit_code": code, "error": facts}
 
 
 def _write_log(error: Exception) -> Path | str:

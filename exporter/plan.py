@@ -201,9 +201,7 @@ def _resolve(
     check_files(globals_, problems)
     check_preprocessing(globals_.get("model"), problems)
     if problems:
-        raise PlanError(
-            problems, where=where, hint="`edge-exporter plan PLAN` shows each value and where it came from"
-        )
+        raise PlanError(problems, where=where, hint="docs/plan.md lists every key with its type and default")
     return Plan(
         name=name,
         model=globals_["model"],

@@ -38,7 +38,7 @@ def show_profile(console: Console, manifest: Manifest, measured: Profile) -> Non
     console.table(
         PROFILE_COLUMNS,
         profile_rows(measured, manifest),
-        title=f"latency: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
+        title=f"latency in ms: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
         f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {measured.provenance} on {host.cpu} "
         f"({host.cores} cores)",
     )

@@ -6,8 +6,10 @@ from collections import Counter
 
 from exporter.artifacts import Comparison, Coverage, Manifest, Profile, Variant, VariantProfile
 
-FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8 nodes")
-PROFILE_COLUMNS = ("", "runs", "load ms", "first ms", "median ms", "p90 ms", "p99 ms", "peak", "vs float")
+FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8")
+PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
+"""Times are milliseconds."""
+METRIC = FIDELITY_COLUMNS.index("metric")
 NONE = "-"
 REASONS_SHOWN = 4
 
@@ -15,7 +17,8 @@ REASONS_SHOWN = 4
 def fidelity_columns(manifest: Manifest) -> list[str]:
     """Columns of `fidelity_rows`, with the metric called by its name."""
     metric = manifest.variants[0].fidelity.metric
-    return [metric.name if column == "metric" and metric else column for column in FIDELITY_COLUMNS]
+    named = [metric.name if column == "metric" and metric else column for column in FIDELITY_COLUMNS]
+    return named if metric else named[:METRIC] + named[METRIC + 1 :]
 
 
 def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
@@ -28,7 +31,8 @@ def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     for variant in manifest.variants:
         folder = variant.main.rpartition("/")[0] + "/"
         size = sum(count for path, count in sizes.items() if path.startswith(folder))
-        rows.append((_marked(variant.name, manifest), human_size(size), *_fidelity(variant)))
+        row = (_marked(variant.name, manifest), human_size(size), *_fidelity(variant, manifest))
+        rows.append(row if first.metric is not None else row[:METRIC] + row[METRIC + 1 :])
     return rows
 
 
@@ -66,7 +70,7 @@ def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
     rows = []
     for variant in profile.variants:
         compared = [one for one in profile.comparisons if one.variant == variant.variant]
-        memory = NONE if variant.peak_rss_bytes is None else human_size(variant.peak_rss_bytes)
+        memory = NONE if variant.peak_rss_bytes is None else f"{variant.peak_rss_bytes / 1e6:.0f}"
         rows.append(
             (
                 _marked(variant.variant, manifest),
@@ -86,15 +90,17 @@ def _marked(name: str, manifest: Manifest) -> str:
     return name + (" *" if name == manifest.choice.variant else "")
 
 
-def _fidelity(variant: Variant) -> tuple[str, ...]:
+def _fidelity(variant: Variant, manifest: Manifest) -> tuple[str, ...]:
     fidelity, coverage = variant.fidelity, variant.coverage
     measured = [output.sqnr_db for output in fidelity.outputs if output.sqnr_db is not None]
-    agreements = [output.top1_agreement for output in fidelity.outputs if output.top1_agreement is not None]
+    # The arg-max means something for the output that is judged, not for a hidden state beside it.
+    judged = manifest.plan.get("evaluation", {}).get("output", fidelity.outputs[0].output)
+    agreement = next(output.top1_agreement for output in fidelity.outputs if output.output == judged)
     return (
         f"{fidelity.metric.value:.4f}" if fidelity.metric else NONE,
         f"{min(measured):.1f}" if measured else "exact",
         f"{min(output.cosine for output in fidelity.outputs):.5f}",
-        percent(min(agreements)) if agreements else NONE,
+        percent(agreement),
         f"{max(output.max_abs_error for output in fidelity.outputs):.2g}",
         f"{coverage.quantized}/{coverage.eligible}" if coverage else NONE,
     )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from exporter.artifacts import Manifest, Profile, canonical, digest_of
-from exporter.errors import BundleError
+from exporter.errors import BundleError, InputError
 
 MANIFEST = "manifest.json"
 PROFILES = "profiles"
@@ -40,7 +40,7 @@ def read_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST
     if not bundle.is_dir():
-        raise BundleError("there is no such bundle folder", where=str(bundle))
+        raise InputError("there is no such bundle folder", where=str(bundle), hint="`edge-exporter build` prints it")
     manifest = _read(path, Manifest)
     if sealed_manifest(manifest) != manifest:
         raise BundleError("the manifest was changed after it was sealed", where=str(path))

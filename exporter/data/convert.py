@@ -73,9 +73,16 @@ def check_shape(shape: tuple[int, ...], spec: TensorSpec, *, whole: bool = False
         if isinstance(spec.shape[axis], int) and shape[axis] != spec.shape[axis]
     ]
     if wrong:
-        raise Problem(f"has size {', '.join(wrong)}; the model takes {_show(spec.shape)}")
+        text = f"has size {', '.join(wrong)}; the model takes {_show(spec.shape)}"
+        raise Problem(text, _shape_hint(shape[first:], spec.shape[first:], spec.name))
     if 0 in shape[first:]:
         raise Problem(f"has no values: its shape is {_show(shape)}")
+
+
+def _shape_hint(got: tuple[int, ...], wanted: tuple[int | str, ...], name: str) -> str:
+    if sorted(map(str, got)) == sorted(map(str, wanted)):
+        return "the axes are in another order: transpose the arrays, or set `data_layout` in `preprocess`"
+    return f"set `size` in [model.inputs.{name}] preprocess for images, or correct the shape in [model.inputs.{name}]"
 
 
 def _preprocessed(

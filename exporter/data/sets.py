@@ -146,7 +146,10 @@ class CalibrationSet:
         for name in given:
             if wanted.input_name(name) not in inputs:
                 text = f"array '{name}' is no input of the model{closest(wanted.input_name(name), inputs)}"
-                problems.append(Problem(text, "list arrays that are not inputs in `ignore`, or use `rename`"))
+                hint = "list arrays that are not inputs in `ignore`, or use `rename`"
+                if wanted.labels is None:
+                    hint = f'if it holds labels, `labels = "{name}"` in [evaluation] (`--labels {name}`); else {hint}'
+                problems.append(Problem(text, hint))
         if wanted.labels is not None and wanted.labels not in names:
             text = f"labels '{wanted.labels}' are missing in the data, which have {_listed(names)}"
             problems.append(Problem(text + closest(wanted.labels, given)))
@@ -265,7 +268,7 @@ def dropped(rest: int, batch: int | None) -> tuple[str, ...]:
     return (f"{rest} {subject} not fill the model's fixed batch of {batch} and {verb} left out",)
 
 
-def data_error(problems: list[Problem], where: str, limit: int = 20) -> DataError:
+def data_error(problems: list[Problem], where: str, limit: int = 8) -> DataError:
     """One error for all problems: at most `limit` of them, and how many more there are."""
     hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
     hint = "; ".join(hints[:3]) or None

@@ -86,6 +86,15 @@ def _accuracy(outputs: Arrays, labels: NDArray[np.generic], output: str | None) 
             where="[evaluation]",
             hint='use another output (`output = "..."`) or a metric of your own (`metric = "file.py:function"`)',
         )
+    classes = scores.shape[-1]
+    outside = [label for label in labels.reshape(-1).tolist() if not 0 <= label < classes]
+    if outside:
+        raise DataError(
+            f"{len(outside)} of {labels.size} labels are no class of the model, which has {classes}",
+            where=f"[evaluation] labels, against output '{name}'",
+            why=f"for example {outside[0]}; classes count from 0",
+            hint='number the labels as the model does, or use a metric of your own (`metric = "file.py:function"`)',
+        )
     return float((scores.argmax(-1) == labels).mean())
 
 

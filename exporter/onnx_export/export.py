@@ -72,6 +72,7 @@ def export_onnx(
             raise export_failure(error, inputs, dims) from error
         if exported is None:
             raise StageError("torch exported nothing", hint="export the .onnx yourself")
+        _separate_names(exported.model.graph)
         _clean(exported.model, inputs, ir_version)
         exported.save(str(path), external_data=_size(program) >= SINGLE_FILE_LIMIT)
     signature = read_signature(path)
@@ -136,6 +137,32 @@ def _export(
 def _size(program: torch.export.ExportedProgram) -> int:
     held = [*program.state_dict.values(), *program.constants.values()]
     return sum(t.numel() * t.element_size() for t in held if isinstance(t, torch.Tensor))
+
+
+def _separate_names(graph: onnx_ir.Graph) -> None:
+    """Renames inner values that are called like an input or output.
+
+    Inner names come from torch's operators and from parameters, so that an output that its user calls `embedding` may
+    meet an operator's result of that name.
+    """
+    import onnx_ir as ir
+
+    ends = {value.name: value for value in (*graph.inputs, *graph.outputs)}
+    inner = [value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs]
+    taken = {value.name for value in [*inner, *graph.initializers.values()]} | set(ends)
+    for value in [*inner, *graph.initializers.values()]:
+        name = value.name
+        if name is None or ends.get(name, value) is value:
+            continue
+        while name in taken:
+            name += "_inner"
+        taken.add(name)
+        if value.is_initializer():
+            graph.initializers.pop(str(value.name))
+            value.name = name
+            graph.initializers[name] = value
+        else:
+            value.name = name
 
 
 def _clean(model: onnx_ir.Model, inputs: Sequence[TensorSpec], ir_version: int) -> None:

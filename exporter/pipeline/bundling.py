@@ -25,6 +25,7 @@ from exporter.artifacts import (
 from exporter.bundle import BundleParts, read_manifest, write_bundle
 from exporter.devices import cpu_features, run_self_test
 from exporter.errors import GateError, InputError, closest
+from exporter.events import Note
 from exporter.measure import apply_gate
 from exporter.pipeline.converted import check_variants
 from exporter.pipeline.evaluating import evaluate
@@ -82,6 +83,7 @@ class Bundling:
             int8_model = job.int8_model(inputs, float_model, scheme_of(plan.quantize), samples)
         folder, variants = self._convert(float_model, int8_model, signature)
         judged = [(variant, evaluate(job, self.target, folder, variant, inputs, reference)) for variant in variants]
+        self._warn_of_chance(judged[0][1], signature)
         self._gate(judged)
         return self._assemble(folder, judged, signature, checked, data)
 
@@ -132,6 +134,19 @@ class Bundling:
         made = load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
         return stored.folder / "variants", made
 
+    def _warn_of_chance(self, fidelity: Fidelity, signature: Signature) -> None:
+        """A trained model that guesses points to labels in another order; the gate, being relative, cannot see it."""
+        evaluation = self.job.plan.evaluation
+        if fidelity.metric is None or evaluation is None or evaluation.metric != "accuracy":
+            return
+        name = evaluation.output or signature.outputs[0].name
+        classes = next(spec.shape[-1] for spec in signature.outputs if spec.name == name)
+        if isinstance(classes, int) and fidelity.metric.reference <= 1 / classes:
+            text = (
+                f"the trained model itself is right in {fidelity.metric.reference:.2%} of cases, as a guess would be"
+            )
+            self.steps.emit(Note(text=f"{text}: are labels and classes in the same order?"))
+
     def _gate(self, judged: list[tuple[VariantFile, Fidelity]]) -> None:
         failures = [
             f"{variant.name}: {failure}"
@@ -142,8 +157,7 @@ class Bundling:
             raise GateError(
                 "the accuracy gate was not met; nothing is published" + "".join(f"\n  - {line}" for line in failures),
                 where=f"target {self.target.name}",
-                hint="try `--set quantize.observer=percentile` or `--set quantize.reduce_range=true`, leave nodes in "
-                "float with [quantize] exclude, or change [gate]",
+                hint=self._gate_hint(),
             )
 
     def _assemble(
@@ -245,7 +259,15 @@ class Bundling:
 
     def _notes(self, checked: DataChecked) -> tuple[str, ...]:
         overlap = f"{checked.overlap} samples are in both calibration and evaluation data"
-        return (overlap,) if checked.overlap else ()
+        return (*self.job.notes, *((overlap,) if checked.overlap else ()))
+
+    def _gate_hint(self) -> str:
+        quantize = self.plan.quantize
+        tries = [] if quantize.observer == "percentile" else ["`--set quantize.observer=percentile`"]
+        tries += [] if quantize.reduce_range else ["`--set quantize.reduce_range=true`"]
+        return ", or ".join(
+            ["try " + " or ".join(tries), "leave nodes in float with [quantize] exclude", "change [gate]"]
+        )
 
 
 def scheme_of(plan: QuantizePlan) -> QuantScheme:

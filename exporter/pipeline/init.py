@@ -102,14 +102,37 @@ def _inputs(specs: tuple[TensorSpec, ...]) -> str:
     lines = []
     for spec in specs:
         lines += [f"\n[model.inputs.{_key(spec.name)}]"]
-        if spec.dtype == "uint8":
-            # Raw pixels: what the model takes is float after preprocessing, so the shape follows from that.
-            lines += [
-                "# the data are uint8; if the model takes scaled floats, say how they are made:",
-                '# preprocess = { scale = 0.00392156862745098, data_layout = "HWC", layout = "CHW" }',
-            ]
-        lines += [f'dtype = "{spec.dtype}"', f"shape = {json.dumps(list(spec.shape))}   # a name is a dynamic axis"]
+        if spec.dtype == "uint8" and len(spec.shape) in (3, 4):
+            lines += _pixels(spec)
+        else:
+            lines += [f'dtype = "{spec.dtype}"', f"shape = {_shape(spec.shape)}   # a name is a dynamic axis"]
     return "\n".join([*lines, ""]) if lines else ""
+
+
+def _pixels(spec: TensorSpec) -> list[str]:
+    """An input made of raw pixels: what the model takes is float, and its size is only a guess from the data."""
+    batch, height, width, *channels = spec.shape
+    gray = not channels
+    layout = "HW" if gray else "HWC"
+    order = "GRAY" if gray else "RGB"
+    shape = (batch, *(channels or [1]), height, width)
+    return [
+        "# the data are raw pixels: check what the model was trained with (size, scale, mean, std, channel order)",
+        'dtype = "float32"',
+        f"shape = {_shape(shape)}   # a name is a dynamic axis",
+        f"[model.inputs.{_key(spec.name)}.preprocess]",
+        f"size = [{height}, {width}]           # of the first sample; images are brought to it",
+        f'data_layout = "{layout}"',
+        'layout = "CHW"',
+        f'channel_order = "{order}"',
+        "scale = 0.00392156862745098    # 1 / 255",
+        "# mean = [0.485, 0.456, 0.406]",
+        "# std = [0.229, 0.224, 0.225]",
+    ]
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return json.dumps(list(shape))
 
 
 def _relative(reference: str, folder: Path) -> str:

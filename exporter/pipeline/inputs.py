@@ -9,6 +9,7 @@ import msgspec
 from exporter import sources
 from exporter.artifacts import Signature, TensorSpec, canonical
 from exporter.errors import DataError, InputError, ModelError, closest
+from exporter.events import Note
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.results import Inspected, load_json
 from exporter.pipeline.steps import Steps, versions
@@ -32,6 +33,11 @@ def model_inputs(
             hint="remove `batch` from [export], or export the model from torch",
         )
     specs = _of_factory(model, data, steps) if source.kind == "factory" else _of_file(model, source, steps)
+    fixed = sorted({spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)})
+    if source.kind != "factory" and fixed:
+        sizes = ", ".join(map(str, fixed))
+        text = f"the model file has a fixed batch of {sizes}: the bundle takes no other; export it with a dynamic one"
+        steps.emit(Note(text=text))
     batch = export.batch
     return specs if batch == "dynamic" else tuple(_with_batch(spec, batch) for spec in specs)
 

@@ -55,6 +55,15 @@ class Job:
             self.source = sources.identify(plan.model)
             self.data = DataSets(plan)
         self._prepared: dict[Inputs, Prepared] = {}
+        for note in self.notes:
+            steps.emit(Note(text=note))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the bundle should know about the model."""
+        if self.source.kind == "factory" and self.plan.model.weights is None:
+            return ("no weights were given: the model is as its factory makes it",)
+        return ()
 
     def inputs(self, export: ExportPlan) -> Inputs:
         """Names, types and shapes of the model's inputs."""

@@ -19,7 +19,7 @@ from exporter.errors import ExporterError, StageError, shorten
 from exporter.events import Emit, Quiet, StepFailed, StepFinished, StepProgress, StepStarted
 from exporter.store import Store, Stored, stage_key
 
-LOGS_KEPT = 20
+LOGS_KEPT = 100
 OURS = Path(__file__).resolve().parent.parent
 
 
@@ -162,7 +162,7 @@ class Steps:
     def _failing(self, label: str) -> Iterator[None]:
         try:
             yield
-        except BaseException:
+        except Exception:
             self.emit(StepFailed(step=label))
             raise
 

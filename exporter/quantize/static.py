@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Inputs = Mapping[str, NDArray[np.generic]]
 
 PREPARED = "prepared.onnx"
+PER_CHANNEL_OPSET = 13
+"""The first opset whose QuantizeLinear has an axis."""
 STATES = "states.npz"
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Protobuf ends at 2 GB; above this the weights go to a file beside the model."""
@@ -95,13 +97,14 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
         Which nodes became int8.
 
     Raises:
-        InputError: `scheme.exclude` names a node that does not exist.
+        InputError: `scheme.exclude` names a node that does not exist, or the model's opset is too old.
         StageError: onnxruntime failed.
     """
     from onnxruntime import quantization
 
     prepared = folder / PREPARED
     states = load_states(folder / STATES)
+    _check_opset(prepared, scheme)
     _check_excluded(prepared, scheme.exclude)
     masked = _masked_nodes(prepared, states)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
@@ -167,6 +170,19 @@ def _write_ranges(path: Path, states: States, observer: ObserverName) -> None:
         # Two values stand for (lowest, highest) in onnxruntime's own form.
         data[name] = (np.array([low], np.float32), np.array([high], np.float32))
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
+
+
+def _check_opset(prepared: Path, scheme: QuantScheme) -> None:
+    import onnx
+
+    imports = onnx.load(prepared, load_external_data=False).opset_import
+    opset = next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), PER_CHANNEL_OPSET)
+    if scheme.per_channel and opset < PER_CHANNEL_OPSET:
+        raise InputError(
+            f"int8 with one scale a channel needs ONNX opset {PER_CHANNEL_OPSET}; the model has {opset}",
+            where="quantize.per_channel",
+            hint="`--set quantize.per_channel=false`, or convert the model with onnx.version_converter",
+        )
 
 
 def _check_excluded(prepared: Path, excluded: tuple[str, ...]) -> None:
