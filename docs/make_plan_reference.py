@@ -37,6 +37,7 @@ folder), and the sections below. Paths are relative to the plan file. An unknown
 `[targets.NAME]` asks for a bundle for that target; it may hold `export`, `quantize`, `gate` and `profile` tables that
 override the plan's for this target alone, as in `[targets.cpu.quantize]`.
 
+The defaults below are the built-in ones; the `cpu` target prefers `quantize.reduce_range = true`.
 Later layers win: built-in default, the target's default, the plan, the plan's target table,
 `--set section.key=value`. `edge-exporter plan PLAN` shows every value and the layer that it came from.
 """

@@ -142,7 +142,8 @@ def _words(message: str, hint: Any) -> str:
     """What msgspec says, in the words of a plan's author."""
     text = message.removesuffix(" - at `$`").replace("`", "'")
     if text.startswith("Invalid enum value") and (allowed := _literals(hint)):
-        return f"one of {', '.join(map(repr, allowed))} is expected"
+        numbers = ", or a whole number," if int in _leaves(hint) else ""
+        return f"one of {', '.join(map(repr, allowed))}{numbers} is expected"
     match = re.fullmatch(r"Expected '([a-z]+)'(?: \| null)?, got '\w+'", text)
     return f"{_KINDS[match[1]]} is expected" if match and match[1] in _KINDS else text
 
@@ -151,3 +152,9 @@ def _literals(hint: Any) -> list[Any]:
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [value for argument in get_args(hint) for value in _literals(argument)]
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """The plain types in a hint."""
+    arguments = [argument for argument in get_args(hint) if get_origin(hint) is not Literal]
+    return [leaf for argument in arguments for leaf in _leaves(argument)] if arguments else [hint]

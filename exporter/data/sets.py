@@ -268,7 +268,7 @@ def dropped(rest: int, batch: int | None) -> tuple[str, ...]:
     return (f"{rest} {subject} not fill the model's fixed batch of {batch} and {verb} left out",)
 
 
-def data_error(problems: list[Problem], where: str, limit: int = 8) -> DataError:
+def data_error(problems: list[Problem], where: str, limit: int = 12) -> DataError:
     """One error for all problems: at most `limit` of them, and how many more there are."""
     hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
     hint = "; ".join(hints[:3]) or None

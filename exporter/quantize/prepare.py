@@ -27,6 +27,8 @@ def prepare(model: Path, prepared: Path, large: bool) -> None:
             quant_pre_process(
                 model, prepared, skip_symbolic_shape=skip_symbolic, auto_merge=True, save_as_external_data=large
             )
+        except OSError:  # The disk, which a second try would only meet again.
+            raise
         except Exception as error:
             if skip_symbolic:
                 raise StageError(

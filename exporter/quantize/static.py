@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -109,10 +110,13 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
     masked = _masked_nodes(prepared, states)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
+        # onnxruntime writes beside the model that it reads, and what `calibrate` made is sealed.
+        for file in folder.glob(f"{PREPARED}*"):
+            shutil.copyfile(file, Path(temp) / file.name)
         _write_ranges(ranges, states, scheme.observer)
         try:
             quantization.quantize_static(
-                prepared,
+                Path(temp) / PREPARED,
                 output,
                 None,
                 quant_format=quantization.QuantFormat.QDQ,

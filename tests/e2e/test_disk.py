@@ -119,7 +119,7 @@ def test_a_file_in_place_of_the_output_folder_is_the_users_error_before_any_work
     taken = model.write("taken", "a file")
     result = model.build("model.onnx", "--calib", "calib.npz", "--output", output)
     assert result.code == 3
-    assert result.out == ""
+    assert json.loads(result.out)["error"]["what"] == "the output folder cannot be written"
     assert result.err.startswith("error: the output folder cannot be written\n")
     assert str(taken) in result.err
     assert "hint:  choose another one with --output" in result.err
