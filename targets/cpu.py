@@ -55,8 +55,9 @@ class CpuTarget:
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""
+        name, precision = _onnxruntime.float_precision(request.float_model)
         variants = [_place(request.float_model, folder, VariantFile(
-            name="fp32", main=f"fp32/{MODEL}", runtime="onnxruntime", precision="float32",
+            name=name, main=f"{name}/{MODEL}", runtime="onnxruntime", precision=precision,
         ))]  # fmt: skip
         if request.int8_model is not None:
             variants.append(_place(request.int8_model, folder, VariantFile(

@@ -191,6 +191,15 @@ def test_an_output_without_axes_travels_and_is_tested(place):
     assert answer.shape == ()
 
 
+def test_a_model_of_halves_is_called_what_it_is(place):
+    place.write("half.py", "from torch import nn\n\n\ndef make():\n    return nn.Linear(4, 3).half()\n")
+    place.npz("calib.npz", input=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float16))
+    shown, bundle = place.built("half.py:make", "--calib", "calib.npz", "--no-profile")
+    float_one = shown["variants"][0]
+    assert (float_one["name"], float_one["precision"]) == ("fp16", "float16")
+    assert read_manifest(bundle).float_variant == "fp16"
+
+
 def test_a_tuple_of_outputs_keeps_its_order_and_takes_names_from_the_plan(place):
     place.write("net.py", TWO_INPUTS)
     place.npz("calib.npz", x=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
