@@ -77,7 +77,17 @@ class Signature(Value, frozen=True, kw_only=True):
 
 
 class QuantScheme(Value, frozen=True, kw_only=True):
-    """How values are represented in an int8 model."""
+    """How values are represented in an int8 model.
+
+    Attributes:
+        weights: type of weights.
+        activations: type of activations.
+        per_channel: one scale for each output channel of weights instead of one for each tensor.
+        symmetric_activations: ranges of activations are made symmetric around zero.
+        reduce_range: 7-bit weights, which cannot saturate on x86 CPUs without VNNI.
+        observer: how ranges are read off what calibration saw.
+        exclude: names of ONNX nodes to leave in float.
+    """
 
     weights: Literal["int8", "uint8"] = "int8"
     activations: Literal["int8", "uint8"] = "uint8"
@@ -86,6 +96,11 @@ class QuantScheme(Value, frozen=True, kw_only=True):
     reduce_range: bool = False
     observer: Literal["minmax", "moving-average", "percentile", "entropy", "mse"] = "minmax"
     exclude: tuple[str, ...] = ()
+
+    @property
+    def needs_histogram(self) -> bool:
+        """Whether the observer reads more than extremes."""
+        return self.observer in ("percentile", "entropy", "mse")
 
     @property
     def label(self) -> str:

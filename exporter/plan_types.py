@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from exporter.artifacts import DType, Preprocessing
+from exporter.artifacts import DType, Preprocessing, QuantScheme
 
 Positive = Annotated[int, Meta(ge=1)]
 Axis = Positive | Annotated[str, Meta(min_length=1)]
@@ -101,28 +101,19 @@ class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tolerance: Annotated[float, Meta(gt=0)] = 1e-3
 
 
-class QuantizePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuantizePlan(QuantScheme, frozen=True, kw_only=True):
     """`[quantize]`: static int8 with calibration data.
 
     Attributes:
         enabled: build an int8 variant beside the float one.
-        weights: type of weights.
-        activations: type of activations.
-        per_channel: one scale for each output channel of weights instead of one for each tensor.
-        symmetric_activations: ranges of activations are made symmetric around zero.
-        reduce_range: 7-bit weights, which cannot saturate on x86 CPUs without VNNI.
-        observer: how ranges are read off what calibration saw.
-        exclude: names of ONNX nodes to leave in float.
     """
 
     enabled: bool = True
-    weights: Literal["int8", "uint8"] = "int8"
-    activations: Literal["int8", "uint8"] = "uint8"
-    per_channel: bool = True
-    symmetric_activations: bool = False
-    reduce_range: bool = False
-    observer: Literal["minmax", "moving-average", "percentile", "entropy", "mse"] = "minmax"
-    exclude: tuple[str, ...] = ()
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """The scheme alone, as it flows to the rooms and into keys."""
+        return QuantScheme(**{name: getattr(self, name) for name in QuantScheme.__struct_fields__})
 
 
 class GatePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

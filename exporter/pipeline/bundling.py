@@ -15,7 +15,6 @@ from exporter.artifacts import (
     Fidelity,
     Manifest,
     ModelFacts,
-    QuantScheme,
     Signature,
     TensorSpec,
     Variant,
@@ -33,7 +32,6 @@ from exporter.pipeline.job import Job
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
-from exporter.plan_types import QuantizePlan
 from exporter.store import list_files
 from exporter.target_api import ConvertRequest, Payload, Target, VariantFile
 
@@ -80,7 +78,7 @@ class Bundling:
         int8_model = None
         if plan.quantize.enabled and need.quantized:
             samples = checked.calibration.samples if checked.calibration else 0
-            int8_model = job.int8_model(inputs, float_model, scheme_of(plan.quantize), samples)
+            int8_model = job.int8_model(inputs, float_model, plan.quantize.scheme, samples)
         folder, variants = self._convert(float_model, int8_model, signature)
         judged = [(variant, evaluate(job, self.target, folder, variant, inputs, reference)) for variant in variants]
         self._warn_of_chance(judged[0][1], signature)
@@ -268,16 +266,3 @@ class Bundling:
         return ", or ".join(
             ["try " + " or ".join(tries), "leave nodes in float with [quantize] exclude", "change [gate]"]
         )
-
-
-def scheme_of(plan: QuantizePlan) -> QuantScheme:
-    """The plan's quantization as the value that flows."""
-    return QuantScheme(
-        weights=plan.weights,
-        activations=plan.activations,
-        per_channel=plan.per_channel,
-        symmetric_activations=plan.symmetric_activations,
-        reduce_range=plan.reduce_range,
-        observer=plan.observer,
-        exclude=plan.exclude,
-    )

@@ -182,7 +182,7 @@ class Job:
     ) -> Stored:
         """What the tensors looked like on the calibration data; observers that need the same share it."""
         label = "calibrate"
-        histogram = scheme.observer in ("percentile", "entropy", "mse")
+        histogram = scheme.needs_histogram
 
         def build(folder: Path) -> None:
             from exporter.quantize import calibrate

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ObserverName = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
-NEEDS_HISTOGRAM = ("percentile", "entropy", "mse")
 
 MOMENTUM = 0.9
 """Weight of the past in the moving average of each sample's extremes."""
@@ -114,7 +113,7 @@ class Observed:
         """The range to quantize, inside of what was seen.
 
         Args:
-            observer: which rule; those of `NEEDS_HISTOGRAM` need one to have been kept.
+            observer: which rule; all but min-max and moving average need a histogram to have been kept.
 
         Raises:
             ValueError: nothing was observed.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError, closest, shorten
 from exporter.quantize.coverage import coverage_of, quantizable_ops
-from exporter.quantize.observer import NEEDS_HISTOGRAM, ObserverName
+from exporter.quantize.observer import ObserverName
 from exporter.quantize.prepare import prepare
 from exporter.quantize.states import States, load_states, merged, save_states, unstable_tensors
 from exporter.quantize.streaming import observe, tensors_to_observe
@@ -43,7 +43,7 @@ def quantize_static(
         calibrate(
             model,
             Path(folder),
-            histogram=scheme.observer in NEEDS_HISTOGRAM,
+            histogram=scheme.needs_histogram,
             symmetric=scheme.symmetric_activations,
             batches=batches(),
             progress=progress,
