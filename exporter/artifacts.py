@@ -169,7 +169,11 @@ class GateResult(Value, frozen=True, kw_only=True):
 
 
 class Fidelity(Value, frozen=True, kw_only=True):
-    """How far a model is from the one that it was made from, measured on the evaluation data."""
+    """How far a model is from the one that it was made from, measured on the evaluation data.
+
+    `arithmetic` is `simulated` where this CPU lacks what the model is made for: float arithmetic between the model's
+    own roundings stood in for its int8 kernels.
+    """
 
     reference: Literal["torch", "onnx"]
     reference_digest: str
@@ -178,6 +182,7 @@ class Fidelity(Value, frozen=True, kw_only=True):
     outputs: tuple[OutputFidelity, ...]
     metric: MetricResult | None = None
     gate: GateResult = GateResult(passed=None, reason="not gated")
+    arithmetic: Literal["native", "simulated"] = "native"
 
 
 class Tolerance(Value, frozen=True, kw_only=True):
@@ -192,7 +197,11 @@ class Tolerance(Value, frozen=True, kw_only=True):
 
 
 class Variant(Value, frozen=True, kw_only=True):
-    """One model file of a bundle: one runtime, one precision."""
+    """One model file of a bundle: one runtime, one precision.
+
+    `requires` are the CPU features that it is made for (`a|b` is met by either), `specialises` the variant that it
+    replaces on such CPUs.
+    """
 
     name: str
     runtime: str
@@ -203,6 +212,7 @@ class Variant(Value, frozen=True, kw_only=True):
     fidelity: Fidelity
     tolerances: dict[str, Tolerance]
     requires: tuple[str, ...] = ()
+    specialises: str | None = None
 
 
 class FileEntry(Value, frozen=True, kw_only=True):
@@ -240,11 +250,15 @@ class DataFacts(Value, frozen=True, kw_only=True):
 
 
 class Choice(Value, frozen=True, kw_only=True):
-    """The variant that runs by default, and why; part of the seal but not of the digest."""
+    """The variant that runs by default, and why; part of the seal but not of the digest.
+
+    `measured` are the variants that it was chosen from.
+    """
 
     variant: str
     why: str
     profile: str | None = None
+    measured: tuple[str, ...] = ()
 
 
 class Manifest(Value, frozen=True, kw_only=True):

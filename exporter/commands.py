@@ -195,6 +195,8 @@ def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **commo
                 exact = report.get("exact_share")
                 share = "" if exact is None else f", {exact:.2%} of values equal"
                 console.result(f"  {report['variant']}: passed, {report['cases']} cases{share}")
+            for other in verified.self_test.get("skipped", []):
+                console.result(f"  not tested on this CPU: {other}")
         console.document(
             {
                 "bundle": str(bundle),

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from exporter.artifacts import Manifest, NotMeasured, Profile
 from exporter.console import Console
-from exporter.tables import PROFILE_COLUMNS, fidelity_columns, fidelity_rows, left_in_float, profile_rows
+from exporter.tables import (
+    PROFILE_COLUMNS,
+    fidelity_columns,
+    fidelity_rows,
+    made_for_text,
+    profile_rows,
+    variant_lines,
+)
 
 
 def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Profile | NotMeasured) -> None:
@@ -19,15 +26,17 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
         fidelity_rows(manifest),
         title=f"{manifest.name} for {manifest.target}: fidelity on {judged}",
     )
-    for variant in manifest.variants:
-        for line in left_in_float(variant.coverage) if variant.coverage else ():
-            console.result(f"{variant.name} leaves in float {line}")
+    for line in variant_lines(manifest):
+        console.result(line)
     console.result(f"gate: {'; '.join(fidelity.gate.rules) if fidelity.gate.rules else fidelity.gate.reason}")
     console.result("")
     if isinstance(measured, NotMeasured):
         console.result(f"latency: not measured, {measured.reason}; `{measured.command}` measures it")
     else:
         show_profile(console, manifest, measured)
+        seen = {one.variant for one in measured.variants}
+        if others := [variant for variant in manifest.variants if variant.name not in seen]:
+            console.result(f"not run here: {', '.join(f'{one.name}, {made_for_text(one)}' for one in others)}")
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
     console.result(f"bundle: {path}")
 

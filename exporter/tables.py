@@ -36,6 +36,25 @@ def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     return rows
 
 
+def variant_lines(manifest: Manifest) -> list[str]:
+    """What the fidelity table cannot say: what stayed float and why, once for all that share it, and simulation."""
+    groups: dict[str, list[str]] = {}
+    for variant in manifest.variants:
+        for line in left_in_float(variant.coverage) if variant.coverage else ():
+            groups.setdefault(line, []).append(variant.name)
+    lines = [f"{', '.join(names)} leaves in float {line}" for line, names in groups.items()]
+    return lines + [
+        f"{variant.name}: {made_for_text(variant)}; its int8 arithmetic was simulated, not run here"
+        for variant in manifest.variants
+        if variant.fidelity.arithmetic == "simulated"
+    ]
+
+
+def made_for_text(variant: Variant) -> str:
+    """Which CPUs a variant is made for."""
+    return "made for CPUs with " + " and ".join(need.replace("|", " or ") for need in variant.requires)
+
+
 def left_in_float(coverage: Coverage) -> list[str]:
     """Which operators stayed float and why, most frequent first, one line a kind."""
     kinds = Counter((skipped.op, skipped.reason) for skipped in coverage.skipped).most_common()

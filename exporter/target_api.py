@@ -7,7 +7,7 @@ the artifacts over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,16 +36,36 @@ class TargetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Base of a target's own keys in `[targets.NAME]`; a target without options uses it as it is."""
 
 
-class Need(Value, frozen=True, kw_only=True):
-    """What a target wants made before `convert`: an ONNX file for its minimum runtime, quantized or not.
+class SchemeNeed(Value, frozen=True, kw_only=True):
+    """One int8 file that a target wants, for the CPUs that it is made for.
 
-    `runtime` names that runtime with its version, for messages.
+    Attributes:
+        name: of the variant.
+        changes: fields of QuantScheme that this file needs otherwise than the plan says.
+        requires: CPU features that it is made for; `a|b` is met by either.
+        specialises: the variant that it replaces on CPUs with those features.
+    """
+
+    name: str = "int8"
+    changes: dict[str, str | bool] = {}
+    requires: tuple[str, ...] = ()
+    specialises: str | None = None
+
+
+class Need(Value, frozen=True, kw_only=True):
+    """What a target wants made before `convert`: an ONNX file for its minimum runtime, and int8 files.
+
+    Attributes:
+        opset: of the ONNX files.
+        ir_version: of the ONNX files.
+        runtime: the minimum runtime with its version, for messages.
+        int8: the int8 files, the one for every CPU of the target first; empty for a target that takes none.
     """
 
     opset: int
     ir_version: int
     runtime: str
-    quantized: bool = True
+    int8: tuple[SchemeNeed, ...] = (SchemeNeed(),)
 
 
 class VariantFile(Value, frozen=True, kw_only=True):
@@ -58,6 +78,23 @@ class VariantFile(Value, frozen=True, kw_only=True):
     scheme: QuantScheme | None = None
     coverage: Coverage | None = None
     requires: tuple[str, ...] = ()
+    specialises: str | None = None
+
+
+class Int8File(msgspec.Struct, frozen=True, kw_only=True):
+    """A quantized ONNX file: the answer to a SchemeNeed, whose `name`, `requires` and `specialises` it repeats."""
+
+    name: str
+    path: Path
+    scheme: QuantScheme
+    coverage: Coverage
+    requires: tuple[str, ...] = ()
+    specialises: str | None = None
+
+
+def made_for(requires: Sequence[str], features: Collection[str]) -> bool:
+    """Whether a CPU with these features is one that a file with these requirements is made for."""
+    return all(any(one in features for one in need.split("|")) for need in requires)
 
 
 class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,16 +102,12 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         float_model: the float ONNX file.
-        int8_model: the QDQ ONNX file, or None when the plan turns quantization off.
-        coverage: which nodes of `int8_model` are int8.
-        scheme: how `int8_model` was quantized.
+        int8: the QDQ ONNX files in the order of `Need.int8`; empty when the plan turns quantization off.
         signature: inputs and outputs with the user's names.
     """
 
     float_model: Path
-    int8_model: Path | None
-    coverage: Coverage | None
-    scheme: QuantScheme | None
+    int8: tuple[Int8File, ...]
     signature: Signature
 
 
@@ -124,8 +157,12 @@ class Target(Protocol):
     def payload(self, options: TargetOptions) -> Payload:
         """Runner files and runtime for the bundle."""
 
-    def open_session(self, model: Path) -> Session:
-        """Opens a model file in this target's runtime, on this machine, for accuracy (never for latency)."""
+    def open_session(self, model: Path, *, simulated: bool) -> Session:
+        """Opens a model file in this target's runtime, on this machine, for accuracy (never for latency).
+
+        `simulated`: the file is made for other CPUs than this one, whose int8 kernels may saturate where those would
+        not; the arithmetic is then done in float, between the same roundings.
+        """
 
     def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
         """Self-test tolerance of each output, given the outputs expected for the samples."""

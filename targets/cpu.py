@@ -5,18 +5,30 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import msgspec
 
 from exporter.artifacts import Tolerance
 from exporter.onnx_export import onnx_session, opset_for_runtime
 from exporter.quantize import int8_tolerance
-from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
+from exporter.target_api import ConvertRequest, Need, Payload, SchemeNeed, Target, TargetOptions, VariantFile
 from targets import _onnxruntime
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
 
 MODEL = "model.onnx"
+INT8 = {
+    "any": SchemeNeed(name="int8"),
+    "vnni": SchemeNeed(
+        name="int8-vnni",
+        changes={"reduce_range": False},
+        requires=("avx512_vnni|avx_vnni",),
+        specialises="int8",
+    ),
+    "u8u8": SchemeNeed(name="int8-u8u8", changes={"weights": "uint8", "reduce_range": False}),
+}
 
 
 class CpuOptions(TargetOptions, frozen=True, kw_only=True):
@@ -24,9 +36,13 @@ class CpuOptions(TargetOptions, frozen=True, kw_only=True):
 
     Attributes:
         min_runtime: oldest onnxruntime that the bundle must run on; decides opset and IR version.
+        int8: the int8 files to make: `any` for every CPU; `vnni` with 8-bit weights for CPUs that sum products
+            of bytes in 32 bits, which the runner picks there; `u8u8` with unsigned weights, exact everywhere too,
+            often slower than `any` and more accurate.
     """
 
     min_runtime: str = "1.19"
+    int8: Annotated[tuple[Literal["any", "vnni", "u8u8"], ...], msgspec.Meta(min_length=1)] = ("any",)
 
 
 class CpuTarget:
@@ -48,10 +64,11 @@ class CpuTarget:
         return None
 
     def requires(self, options: TargetOptions) -> Need:
-        """The newest opset that the minimum runtime knows."""
+        """The newest opset that the minimum runtime knows, and the int8 files that the plan asks for."""
         minimum = cast(CpuOptions, options).min_runtime
         opset, ir_version = opset_for_runtime(minimum)
-        return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}")
+        int8 = tuple(INT8[kind] for kind in dict.fromkeys(cast(CpuOptions, options).int8))
+        return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}", int8=int8)
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""
@@ -59,20 +76,19 @@ class CpuTarget:
         variants = [_place(request.float_model, folder, VariantFile(
             name=name, main=f"{name}/{MODEL}", runtime="onnxruntime", precision=precision,
         ))]  # fmt: skip
-        if request.int8_model is not None:
-            variants.append(_place(request.int8_model, folder, VariantFile(
-                name="int8", main=f"int8/{MODEL}", runtime="onnxruntime", precision="int8",
-                scheme=request.scheme, coverage=request.coverage,
-            )))  # fmt: skip
+        variants += [_place(made.path, folder, VariantFile(
+            name=made.name, main=f"{made.name}/{MODEL}", runtime="onnxruntime", precision="int8",
+            scheme=made.scheme, coverage=made.coverage, requires=made.requires, specialises=made.specialises,
+        )) for made in request.int8]  # fmt: skip
         return tuple(variants)
 
     def payload(self, options: TargetOptions) -> Payload:
         """The onnxruntime runner."""
         return _onnxruntime.payload(cast(CpuOptions, options).min_runtime)
 
-    def open_session(self, model: Path) -> Session:
+    def open_session(self, model: Path, *, simulated: bool) -> Session:
         """Opens the model in onnxruntime, one thread."""
-        return onnx_session(model)
+        return onnx_session(model, simulated=simulated)
 
     def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
         """One int8 step for quantized variants, rounding for float ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +75,12 @@ class Bundling:
         signature = self._signature(float_model, inputs)
         self._check_output(signature)
         reference = job.reference(inputs, float_model)
-        int8_model = None
-        if plan.quantize.enabled and need.quantized:
-            samples = checked.calibration.samples if checked.calibration else 0
-            int8_model = job.int8_model(inputs, float_model, plan.quantize.scheme, samples)
-        folder, variants = self._convert(float_model, int8_model, signature)
+        samples = checked.calibration.samples if checked.calibration else 0
+        int8 = [
+            job.int8_model(inputs, float_model, wanted, plan.quantize.scheme, samples)
+            for wanted in (need.int8 if plan.quantize.enabled else ())
+        ]
+        folder, variants = self._convert(float_model, int8, signature)
         judged = [(variant, evaluate(job, self.target, folder, variant, inputs, reference)) for variant in variants]
         self._warn_of_chance(judged[0][1], signature)
         self._gate(judged)
@@ -104,13 +105,11 @@ class Bundling:
             )
 
     def _convert(
-        self, float_model: FloatModel, int8_model: Int8Model | None, signature: Signature
+        self, float_model: FloatModel, int8: Sequence[Int8Model], signature: Signature
     ) -> tuple[Path, tuple[VariantFile, ...]]:
         request = ConvertRequest(
             float_model=float_model.path,
-            int8_model=int8_model.path if int8_model else None,
-            coverage=int8_model.coverage if int8_model else None,
-            scheme=int8_model.scheme if int8_model else None,
+            int8=tuple(model.file for model in int8),
             signature=signature,
         )
 
@@ -124,7 +123,7 @@ class Bundling:
             "target": [self.target.name, self.target.version],
             "options": self.plan.options,
             "float": float_model.content,
-            "int8": int8_model.content if int8_model else None,
+            "int8": [[model.content, model.file.name, model.file.requires, model.file.specialises] for model in int8],
             "signature": signature,
             "versions": versions(*self.target.distributions),
         }
@@ -231,6 +230,7 @@ class Bundling:
                     fidelity=fidelities[variant.name],
                     tolerances={},
                     requires=variant.requires,
+                    specialises=variant.specialises,
                 )
                 for variant in variants
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -16,7 +16,7 @@ from exporter.pipeline.job import Job
 from exporter.pipeline.results import Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.store import list_files
-from exporter.target_api import Target, VariantFile
+from exporter.target_api import Target, VariantFile, made_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,11 +47,12 @@ def evaluate(
     metric_name = evaluation.metric if evaluation is not None and evaluation.labels is not None else None
     output = evaluation.output if evaluation is not None else None
     label = f"{target.name}: accuracy of {variant.name}"
+    simulated = not made_for(variant.requires, cpu_features())
     progress = job.steps.progress(label)
 
     def build(result: Path) -> None:
         metric = load_metric(metric_name, output) if metric_name else None
-        session = target.open_session(folder / variant.main)
+        session = target.open_session(folder / variant.main, simulated=simulated)
         seen = _Seen(keep=metric is not None)
         samples = 0
 
@@ -75,7 +76,8 @@ def evaluate(
             data=job.data.judged,
         )
         # Counted by the inputs: an output may have no axis for samples.
-        fidelity = msgspec.structs.replace(fidelity, samples=samples)
+        arithmetic: Literal["native", "simulated"] = "simulated" if simulated else "native"
+        fidelity = msgspec.structs.replace(fidelity, samples=samples, arithmetic=arithmetic)
         if metric is not None and metric_name is not None:
             labels = _labels(reference)
             values = [metric(seen.whole(side), labels) for side in ("expected", "got")]
@@ -89,6 +91,7 @@ def evaluate(
         "metric": metric_digest(metric_name, output) if metric_name else None,
         # Kernels differ by CPU: u8s8 saturates where VNNI is missing.
         "cpu": cpu_features(),
+        "simulated": simulated,
         "target": [target.name, target.version],
         "versions": versions(*target.distributions),
     }

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from exporter.artifacts import Tolerance
+from exporter.devices import cpu_features
 from exporter.pipeline.arrays import read_groups, writing_arrays
-from exporter.target_api import Target, VariantFile
+from exporter.target_api import Target, VariantFile, made_for
 
 
 def expected_samples(
@@ -34,7 +35,8 @@ def expected_samples(
         for index, inputs in enumerate(read_groups(cases, groups)):
             add(f"{index}/inputs", inputs)
         for variant in variants:
-            session = target.open_session(folder / variant.main)
+            simulated = not made_for(variant.requires, cpu_features())
+            session = target.open_session(folder / variant.main, simulated=simulated)
             seen = answers.setdefault(variant.name, {})
             for index, inputs in enumerate(read_groups(cases, groups)):
                 outputs = session(inputs)

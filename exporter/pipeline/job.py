@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from exporter import data as data_room
 from exporter import sources
 from exporter.artifacts import Coverage, QuantScheme, TensorSpec, canonical
@@ -26,7 +28,7 @@ from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
 from exporter.plan_types import DataPlan, ExportPlan
 from exporter.store import Stored
-from exporter.target_api import Need
+from exporter.target_api import Int8File, Need, SchemeNeed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,8 +150,19 @@ class Job:
         batches = load_json(stored.folder / "reference.json", dict[str, int])["batches"]
         return Reference(path=stored.folder / "reference.npz", content=stored.content, batches=batches)
 
-    def int8_model(self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, samples: int) -> Int8Model:
-        """The QDQ file, made with the calibration data."""
+    def int8_model(
+        self, inputs: Inputs, float_model: FloatModel, wanted: SchemeNeed, base: QuantScheme, samples: int
+    ) -> Int8Model:
+        """A QDQ file, made with the calibration data.
+
+        Args:
+            inputs: of the model.
+            float_model: what is quantized.
+            wanted: what the target asks for.
+            base: the plan's scheme, which `wanted` changes.
+            samples: calibration samples, for the progress bar.
+        """
+        scheme = msgspec.structs.replace(base, **wanted.changes)
         calibration = self.data.sections.get("calibration")
         if calibration is None:
             raise DataError(
@@ -175,7 +188,15 @@ class Job:
         coverage = load_json(stored.folder / "coverage.json", Coverage)
         if not coverage.quantized:
             self.steps.emit(Note(text="no node became int8: the int8 variant brings nothing"))
-        return Int8Model(path=stored.folder / "model.onnx", content=stored.content, scheme=scheme, coverage=coverage)
+        file = Int8File(
+            name=wanted.name,
+            path=stored.folder / "model.onnx",
+            scheme=scheme,
+            coverage=coverage,
+            requires=wanted.requires,
+            specialises=wanted.specialises,
+        )
+        return Int8Model(file=file, content=stored.content)
 
     def _calibrate(
         self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, calibration: DataPlan, samples: int

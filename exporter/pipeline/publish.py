@@ -118,11 +118,12 @@ def choose(manifest: Manifest, profile: Profile, name: str) -> Choice:
     """The default variant: the fastest of those that were measured to be faster than float, else float."""
     faster = [one for one in profile.comparisons if one.verdict == "faster"]
     host = f"{profile.host.cpu}, {profile.settings.threads} thread{'s' if profile.settings.threads > 1 else ''}"
+    measured = tuple(one.variant for one in profile.variants)
     if faster:
         best = min(faster, key=lambda one: one.ratio)
-        return Choice(variant=best.variant, why=f"{describe(best)} on {host}", profile=name)
+        return Choice(variant=best.variant, why=f"{describe(best)} on {host}", profile=name, measured=measured)
     rest = "; ".join(describe(one) for one in profile.comparisons) or "it is the only variant"
-    return Choice(variant=manifest.float_variant, why=f"{rest} on {host}", profile=name)
+    return Choice(variant=manifest.float_variant, why=f"{rest} on {host}", profile=name, measured=measured)
 
 
 def describe(comparison: Comparison) -> str:

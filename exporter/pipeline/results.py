@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from exporter.artifacts import Coverage, QuantScheme, Signature, Value
+from exporter.artifacts import Signature, Value
+from exporter.target_api import Int8File
 
 T = TypeVar("T")
 
@@ -61,12 +62,10 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A QDQ ONNX file in the store."""
+    """A QDQ ONNX file in the store, as a target takes it; `content` is the digest of what is stored."""
 
-    path: Path
+    file: Int8File
     content: str
-    scheme: QuantScheme
-    coverage: Coverage
 
 
 def load_json(path: Path, kind: type[T]) -> T:

@@ -12,14 +12,30 @@ WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
 
 
 def lacking(variant: dict[str, Any], features: Sequence[str]) -> list[str]:
-    """CPU features that a variant requires and this CPU does not show."""
-    return [feature for feature in variant.get("requires", []) if feature not in features]
+    """CPU features that a variant requires and this CPU does not show; `a|b` is met by either."""
+    needs = [need.split("|") for need in variant.get("requires", [])]
+    return [" or ".join(need) for need in needs if not any(one in features for one in need)]
+
+
+def runnable(bundle: Bundle, features: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(variants made for this CPU, why each of the others is not)."""
+    absent = {name: lacking(variant, features) for name, variant in bundle.variants.items()}
+    others = [f"{name} requires {', '.join(lacks)}" for name, lacks in absent.items() if lacks]
+    return [name for name, lacks in absent.items() if not lacks], others
 
 
 def choose(bundle: Bundle, features: Sequence[str]) -> tuple[str, str]:
-    """(variant, why): the bundle's choice where the CPU allows it, else the next that it allows, float last."""
+    """(variant, why): the bundle's choice where the CPU allows it, else the next that it allows, float last.
+
+    A variant that specialises the choice for this CPU comes first, unless the choice was made by measuring both.
+    """
     choice, last = bundle.manifest["choice"], bundle.manifest["float_variant"]
     absent = lacking(bundle.variants[choice["variant"]], features)
+    for name, variant in bundle.variants.items():
+        measured = name in choice.get("measured", [])
+        if variant.get("specialises") == choice["variant"] and not measured and not lacking(variant, features):
+            shown = [one for need in variant["requires"] for one in need.split("|") if one in features]
+            return name, f"this CPU shows {', '.join(shown)}, which it is made for in place of {choice['variant']}"
     if not absent:
         return choice["variant"], choice["why"]
     why = f"this CPU does not show {', '.join(absent)}, which {choice['variant']} requires"

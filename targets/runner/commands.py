@@ -9,9 +9,9 @@ from typing import Any
 
 from .bench import Settings
 from .bundle import Bundle, bundle_of, shape_text, variants_named
-from .choice import choose
+from .choice import choose, runnable
 from .engine import limit_threads, pin, start
-from .faults import BROKEN, OK, Fault, say
+from .faults import BROKEN, MISSING, OK, Fault, say
 from .footprint import footprint
 from .host import cpu_features
 from .inference import Check, infer, pick
@@ -53,14 +53,14 @@ def _infer(bundle: Bundle, args: argparse.Namespace, check: Check) -> int:
 
 
 def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
-    names = variants_named(bundle, args.footprint or args.variant or "all")
+    names, skipped = _names(bundle, args.footprint or args.variant or "all")
     limit_threads(args.threads)
     pin(args.affinity)
     engine = start(bundle, args.threads, args.affinity)
     if args.footprint:
         _print_json(footprint(engine, bundle, names[0]))
         return OK
-    report = self_test(engine, bundle, names)
+    report = {**self_test(engine, bundle, names), "skipped": skipped}
     passed, lines = report["passed"], "\n".join(self_test_lines(report))
     if args.self_test:
         if args.json:
@@ -78,6 +78,19 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
     else:
         print("\n".join(profile_lines(measured, bundle.manifest["name"])))
     return OK
+
+
+def _names(bundle: Bundle, asked: str) -> tuple[list[str], list[str]]:
+    """The variants asked for, and why some are left out: all does not include those made for other CPUs."""
+    names = variants_named(bundle, asked)
+    if asked != "all":
+        return names, []
+    names, others = runnable(bundle, cpu_features())
+    for why in others:
+        say(f"not run here: {why}, which this CPU does not show")
+    if not names:
+        raise Fault(MISSING, "no variant of this bundle is made for this CPU", "name one with --variant to try it")
+    return names, others
 
 
 def _settings(args: argparse.Namespace) -> Settings:

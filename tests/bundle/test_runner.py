@@ -506,8 +506,51 @@ def test_a_model_that_the_runtime_refuses_fails_with_its_words(bundle: Path) -> 
 def test_a_failing_variant_says_which_required_feature_the_cpu_lacks(bundle: Path) -> None:
     change_samples(bundle, wrong_value)
     reseal(bundle, variants=(variant("fp32"), variant("int8", requires=(ABSENT,)), variant("third")))
-    tested = {item["variant"]: item for item in report(bundle, 6)["variants"]}
+    tested = {item["variant"]: item for item in report(bundle, 6, "--variant", "int8")["variants"]}
     assert tested["int8"]["problems"][-1] == f"this CPU does not show {ABSENT}, which int8 requires"
+
+
+def test_variants_made_for_other_cpus_are_neither_tested_nor_measured_and_that_is_said(bundle: Path) -> None:
+    reseal(bundle, variants=(variant("fp32"), variant("int8", requires=(ABSENT,)), variant("third")))
+    tested = report(bundle, 0)
+    assert [item["variant"] for item in tested["variants"]] == ["fp32", "third"]
+    assert tested["skipped"] == [f"int8 requires {ABSENT}"]
+    done = run(bundle, "--bench", "--json", "--min-samples", "20", "--min-seconds", "0", "--max-seconds", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"not run here: int8 requires {ABSENT}, which this CPU does not show" in done.stderr
+    assert [item["variant"] for item in json.loads(done.stdout)["variants"]] == ["fp32", "third"]
+
+
+def test_a_bundle_with_no_variant_for_this_cpu_says_so(bundle: Path) -> None:
+    other = {"requires": (ABSENT,)}
+    reseal(bundle, variants=(variant("fp32", **other), variant("int8", **other), variant("third", **other)))
+    done = run(bundle, "--self-test")
+    assert done.returncode == 4
+    assert "no variant of this bundle is made for this CPU" in done.stderr
+
+
+@pytest.mark.skipif(not host.cpu_features(), reason="this system does not tell what its CPU can do")
+def test_a_requirement_is_met_by_any_of_its_alternatives(bundle: Path) -> None:
+    either = variant("int8", requires=(f"{ABSENT}|{host.cpu_features()[0]}",))
+    reseal(bundle, variants=(variant("fp32"), either, variant("third")))
+    assert len(report(bundle, 0)["variants"]) == 3
+
+
+@pytest.mark.skipif(not host.cpu_features(), reason="this system does not tell what its CPU can do")
+def test_a_variant_made_for_this_cpu_replaces_the_choice_unless_both_were_measured(bundle: Path) -> None:
+    shown = host.cpu_features()[0]
+    special = variant("third", requires=(f"{ABSENT}|{shown}",), specialises="int8")
+    reseal(bundle, variants=(variant("fp32"), variant("int8"), special))
+    answer = json.loads(run(bundle, "--json").stdout)["here"]
+    assert answer == {
+        "variant": "third", "why": f"this CPU shows {shown}, which it is made for in place of int8"
+    }  # fmt: skip
+    choice = Choice(variant="int8", why="it is faster here", measured=("fp32", "int8", "third"))
+    reseal(bundle, variants=(variant("fp32"), variant("int8"), special), choice=choice)
+    assert json.loads(run(bundle, "--json").stdout)["here"]["variant"] == "int8"
+    absent = variant("third", requires=(ABSENT,), specialises="int8")
+    reseal(bundle, variants=(variant("fp32"), variant("int8"), absent))
+    assert json.loads(run(bundle, "--json").stdout)["here"]["variant"] == "int8"
 
 
 HERE_FEATURES = host.cpu_features()

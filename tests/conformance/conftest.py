@@ -13,7 +13,7 @@ from support import quadrants
 from exporter.artifacts import QuantScheme, Signature
 from exporter.quantize import quantize_static
 from exporter.registry import load_target, target_names
-from exporter.target_api import ConvertRequest, Target
+from exporter.target_api import ConvertRequest, Int8File, Target
 
 
 @pytest.fixture(scope="module", params=target_names())
@@ -39,24 +39,28 @@ def case(ready: Target, tmp_path_factory: pytest.TempPathFactory) -> Case:
     float_model = folder / "float" / "model.onnx"
     write_cnn(float_model, opset=need.opset, ir_version=need.ir_version)
     images, _ = quadrants(16, seed=1)
-    scheme = coverage = int8_model = None
-    if need.quantized:
-        preferred = {key: value for key, value in ready.defaults.get("quantize", {}).items() if key != "enabled"}
-        scheme = msgspec.convert(preferred, QuantScheme)
-        int8_model = folder / "int8" / "model.onnx"
-        int8_model.parent.mkdir()
+    preferred = {key: value for key, value in ready.defaults.get("quantize", {}).items() if key != "enabled"}
+    int8 = []
+    for wanted in need.int8:
+        scheme = msgspec.convert(preferred | wanted.changes, QuantScheme)
+        path = folder / wanted.name / "model.onnx"
+        path.parent.mkdir()
         coverage = quantize_static(
-            float_model,
-            int8_model,
-            scheme=scheme,
-            batches=lambda: [{"image": images}],
-            progress=lambda done: None,
+            float_model, path, scheme=scheme, batches=lambda: [{"image": images}], progress=lambda done: None
+        )
+        int8.append(
+            Int8File(
+                name=wanted.name,
+                path=path,
+                scheme=scheme,
+                coverage=coverage,
+                requires=wanted.requires,
+                specialises=wanted.specialises,
+            )
         )
     request = ConvertRequest(
         float_model=float_model,
-        int8_model=int8_model,
-        coverage=coverage,
-        scheme=scheme,
+        int8=tuple(int8),
         signature=Signature(inputs=(IMAGE,), outputs=OUTPUTS),
     )
     return Case(target=ready, request=request, images=quadrants(6, seed=3)[0])

@@ -83,7 +83,7 @@ def test_the_bundle_has_a_float_variant_and_all_that_was_asked(life: Life) -> No
     assert manifest.float_variant == manifest.variants[0].name
     assert [spec.name for spec in manifest.signature.outputs] == ["scores", "best"]
     need = life.target.requires(life.target.options_type())
-    assert any(variant.precision == "int8" for variant in manifest.variants) == need.quantized
+    assert any(variant.precision == "int8" for variant in manifest.variants) == bool(need.int8)
 
 
 def test_every_variant_was_judged_and_gated(life: Life) -> None:

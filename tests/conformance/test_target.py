@@ -34,7 +34,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def answers(case: Case, model: Path) -> dict[str, Any]:
-    return dict(case.target.open_session(model)({"image": case.images}))
+    return dict(case.target.open_session(model, simulated=False)({"image": case.images}))
 
 
 def sqnr_db(got: Any, wanted: Any) -> float:
@@ -140,7 +140,7 @@ def test_equal_requests_give_equal_files(case: Case, tmp_path: Path) -> None:
 
 
 def test_without_an_int8_model_it_makes_float_variants_only(case: Case, tmp_path: Path) -> None:
-    made = case.convert(tmp_path / "variants", int8_model=None, coverage=None, scheme=None)
+    made = case.convert(tmp_path / "variants", int8=())
     assert made
     assert all(variant.scheme is None and variant.precision.startswith("float") for variant in made)
 
@@ -148,7 +148,7 @@ def test_without_an_int8_model_it_makes_float_variants_only(case: Case, tmp_path
 def test_an_int8_variant_carries_its_scheme_and_coverage(case: Case, tmp_path: Path) -> None:
     made = case.convert(tmp_path / "variants")
     quantized = [variant for variant in made if variant.precision == "int8"]
-    assert bool(quantized) == (case.request.int8_model is not None)
+    assert bool(quantized) == bool(case.request.int8)
     for variant in quantized:
         assert variant.scheme is not None
         assert variant.coverage is not None
@@ -159,7 +159,7 @@ def test_weights_in_a_file_beside_the_model_travel_with_it(case: Case, tmp_path:
     given = tmp_path / "given" / "model.onnx"
     write_cnn(given, opset=need.opset, ir_version=need.ir_version, external=True)
     assert given.with_name("model.onnx.data").is_file()
-    made = case.convert(tmp_path / "variants", float_model=given, int8_model=None, coverage=None, scheme=None)
+    made = case.convert(tmp_path / "variants", float_model=given, int8=())
     given.with_name("model.onnx.data").unlink()
     got = answers(case, tmp_path / "variants" / made[0].main)
     assert sqnr_db(got["scores"], case.reference()["scores"]) > KEPT_DB
@@ -186,7 +186,7 @@ def test_its_sessions_answer_as_the_float_model_does(case: Case, tmp_path: Path)
 def test_its_sessions_take_any_number_of_samples(case: Case, tmp_path: Path) -> None:
     made = case.convert(tmp_path / "variants")
     for variant in made:
-        session = case.target.open_session(tmp_path / "variants" / variant.main)
+        session = case.target.open_session(tmp_path / "variants" / variant.main, simulated=False)
         whole = session({"image": case.images})["scores"]
         single = session({"image": case.images[:1]})["scores"]
         assert whole.shape == (len(case.images), 4)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edge_exporter_onnxref import runtime
 from exporter.artifacts import RuntimeNeed, Tolerance
 from exporter.quantize import int8_tolerance
-from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
+from exporter.target_api import ConvertRequest, Need, Payload, SchemeNeed, Target, TargetOptions, VariantFile
 from targets import runner_files
 
 if TYPE_CHECKING:
@@ -51,24 +51,27 @@ class OnnxRefTarget:
     def requires(self, options: TargetOptions) -> Need:
         """What onnx 1.17 can evaluate."""
         return Need(
-            opset=OPSET, ir_version=10, runtime=f"onnx {MINIMUM}", quantized=cast(OnnxRefOptions, options).int8
+            opset=OPSET,
+            ir_version=10,
+            runtime=f"onnx {MINIMUM}",
+            int8=(SchemeNeed(),) if cast(OnnxRefOptions, options).int8 else (),
         )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: the evaluator runs them as they are."""
         main = _copy(request.float_model, folder / "fp32")
         variants = [VariantFile(name="fp32", main=f"fp32/{main}", runtime=runtime.NAME, precision="float32")]
-        if request.int8_model is not None:
-            main = _copy(request.int8_model, folder / "int8")
-            _raise_opset(folder / "int8" / main)
+        for made in request.int8:
+            main = _copy(made.path, folder / made.name)
+            _raise_opset(folder / made.name / main)
             variants.append(
                 VariantFile(
-                    name="int8",
-                    main=f"int8/{main}",
+                    name=made.name,
+                    main=f"{made.name}/{main}",
                     runtime=runtime.NAME,
                     precision="int8",
-                    scheme=request.scheme,
-                    coverage=request.coverage,
+                    scheme=made.scheme,
+                    coverage=made.coverage,
                 )
             )
         return tuple(variants)
@@ -84,8 +87,8 @@ class OnnxRefTarget:
             ),
         )
 
-    def open_session(self, model: Path) -> Session:
-        """Accuracy is measured with the very code that travels in the bundle."""
+    def open_session(self, model: Path, *, simulated: bool) -> Session:
+        """Accuracy is measured with the very code that travels in the bundle; its arithmetic is the same anywhere."""
         return runtime.open_session(str(model), threads=1).run
 
     def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
