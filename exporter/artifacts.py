@@ -7,6 +7,7 @@ the offending value.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +132,47 @@ class Coverage(Value, frozen=True, kw_only=True):
     quantized: int
     skipped: tuple[Skipped, ...] = ()
     quantized_ops: dict[str, int] = {}
+
+
+class NoiseCauses(Value, frozen=True, kw_only=True):
+    """Shares of a node's quantization noise: from its inputs, its weights, and its result's range."""
+
+    inputs: float
+    weights: float
+    result: float
+
+
+class NodeDamage(Value, frozen=True, kw_only=True):
+    """Noise that the quantization of one node brings, fed with the float model's activations.
+
+    Attributes:
+        node: name in the ONNX graph.
+        op: its operator.
+        output: its first result's tensor.
+        bits: width of its result's integers, or of its inputs' where the result stays float.
+        range: lowest and highest value that the quantized result holds; None where it stays float.
+        sqnr_db: 10 log10(signal energy / noise energy) of its results; None when they are equal bit for bit.
+        channel_db: mean of the channels' own SQNR, which tells small channels that large ones drown; None where
+            there are no channels.
+        accumulated_db: SQNR of the same results in the whole quantized model: what all nodes before have left.
+        causes: where the noise comes from, where that was asked for.
+    """
+
+    node: str
+    op: str
+    output: str
+    bits: int
+    range: tuple[float, float] | None
+    sqnr_db: float | None
+    channel_db: float | None
+    accumulated_db: float | None
+    causes: NoiseCauses | None = None
+
+    @property
+    def score(self) -> float:
+        """The lower of both SQNRs in dB; the lower, the worse."""
+        found = [value for value in (self.sqnr_db, self.channel_db) if value is not None]
+        return min(found, default=math.inf) if self.sqnr_db is not None else math.inf
 
 
 class OutputFidelity(Value, frozen=True, kw_only=True):

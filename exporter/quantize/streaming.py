@@ -90,11 +90,11 @@ def observe(
     names = list(tensors)
     graph = _augmented(model, names)
     run = _runner(graph, model.parent, names)
-    split = _can_split(graph)
+    split = can_split(graph)
     states = {name: (Observed(), Observed()) for name in names}
     step, seen = 1, 0
     for done, batch in enumerate(batches, start=1):
-        for part in _parts(batch, step) if split else (batch,):
+        for part in parts(batch, step) if split else (batch,):
             outputs = run(part)
             for name, values in zip(names, outputs, strict=True):
                 states[name][seen % 2].add(values, histogram=histogram)
@@ -144,14 +144,14 @@ def _runner(
     return run
 
 
-def _can_split(graph: onnx.ModelProto) -> bool:
+def can_split(graph: onnx.ModelProto) -> bool:
     """Whether every input's first axis is dynamic, so that a batch can run in parts."""
     weights = {tensor.name for tensor in graph.graph.initializer}
     shapes = [value.type.tensor_type.shape.dim for value in graph.graph.input if value.name not in weights]
     return all(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in shapes)
 
 
-def _parts(batch: Inputs, step: int) -> Iterator[Inputs]:
+def parts(batch: Inputs, step: int) -> Iterator[Inputs]:
     """A batch in parts of at most `step` samples."""
     count = min(len(values) for values in batch.values())
     for start in range(0, count, step):
