@@ -416,12 +416,16 @@ class Comparison(Value, frozen=True, kw_only=True):
 
 
 class Profile(Value, frozen=True, kw_only=True):
-    """profiles/<host>.json: latency of one bundle on one host and one runtime."""
+    """profiles/<host>.json: latency of one bundle on one host and one runtime.
+
+    `device` is the name of the device that it was measured on: `local` for the machine that the exporter runs on.
+    """
 
     schema: Literal[1] = 1
     bundle_digest: str
     target: str
     provenance: Provenance
+    device: str = "local"
     host: Host
     runtime: RuntimeFacts
     settings: BenchSettings
@@ -432,6 +436,34 @@ class Profile(Value, frozen=True, kw_only=True):
     flags: tuple[str, ...]
     self_test: Literal["passed"]
     seal: str = ""
+
+
+class DeviceFacts(Value, frozen=True, kw_only=True):
+    """What `devices check` found on a device; None, or nothing, where the device does not tell.
+
+    Attributes:
+        device: its name.
+        address: how it is reached, as `--device` takes it.
+        provenance: what a measurement made there counts as.
+        host: CPU, features, cores, memory, governor.
+        state: load, frequency, temperature and throttling, now.
+        python: the interpreter that would run a bundle, as a path.
+        runtimes: versions of the runtimes that this interpreter has, by distribution.
+        folder: where bundles are put.
+        free_bytes: space that is left there.
+        notes: what stands in the way of a measurement or is worth knowing, one sentence each.
+    """
+
+    device: str
+    address: str
+    provenance: Provenance
+    host: Host | None = None
+    state: HostState | None = None
+    python: str | None = None
+    runtimes: dict[str, str] = {}
+    folder: str | None = None
+    free_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class NotMeasured(Value, frozen=True, kw_only=True):

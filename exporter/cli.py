@@ -63,6 +63,32 @@ def _common(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def _devices_file(function: Callable[..., None]) -> Callable[..., None]:
+    """Which devices.toml is read."""
+    option = click.option(
+        "--devices", type=PATH, metavar="FILE",
+        help="The devices file (default: ./devices.toml, else the one in the user's configuration folder).",
+    )  # fmt: skip
+    return option(function)
+
+
+class _Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers with commas between them, as in `1,2,4`."""
+
+    name = "numbers"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) >= self.least for part in parts):
+            self.fail(f"{value!r} is not a list of whole numbers from {self.least} up, such as 1,2,4", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="edge-exporter", prog_name="edge-exporter")
 def cli() -> None:
@@ -146,18 +172,28 @@ def plan_(**options: Any) -> None:
 @_command(
     "edge-exporter profile bundles/mnist-cpu-0123456789ab",
     "edge-exporter profile bundles/mnist-cpu-0123456789ab --threads 2 --set-default",
+    "edge-exporter profile bundles/mnist-arm-0123456789ab --device ssh://pi@raspberrypi.local --threads 1,2,4",
 )
 @click.argument("bundle", type=PATH)
-@click.option("--threads", type=click.IntRange(1), help="Threads of the runtime (default: as in the bundle's plan).")
+@click.option(
+    "--device", default="local", show_default=True, metavar="NAME|ADDRESS",
+    help="Measure there: a name from devices.toml, ssh://user@host:port, adb:SERIAL, emulated:NAME.",
+)  # fmt: skip
+@_devices_file
+@click.option(
+    "--threads", type=_Numbers(1), metavar="N,...", default=(),
+    help="Threads of the runtime, each in turn (default: as devices.toml, else the bundle's plan, says).",
+)  # fmt: skip
+@click.option("--affinity", type=_Numbers(0), metavar="CPU,...", default=(), help="Run on these CPUs only.")
 @click.option("--min-seconds", type=click.FloatRange(0), help="Measure at least this long.")
 @click.option("--max-seconds", type=click.FloatRange(0), help="Measure at most this long.")
-@click.option("--set-default", is_flag=True, help="Make the variant that is fastest here the default.")
+@click.option("--set-default", is_flag=True, help="Make the variant that is fastest there the default.")
 @_common
 def profile(**options: Any) -> None:
-    """Measure a bundle's latency on this machine and write the profile into it."""
-    from exporter import commands
+    """Measure a bundle's latency, here or on a device, and write the profile into it."""
+    from exporter import device_commands
 
-    commands.profile(**options)
+    device_commands.profile(**options)
 
 
 @_command(
@@ -184,6 +220,18 @@ def targets(**options: Any) -> None:
     from exporter import commands
 
     commands.targets(**options)
+
+
+@_command("edge-exporter devices", "edge-exporter devices check pi", "edge-exporter devices check ssh://pi@host")
+@click.argument("action", type=click.Choice(["list", "check"]), default="list")
+@click.argument("name", metavar="[NAME|ADDRESS]", required=False)
+@_devices_file
+@_common
+def devices(**options: Any) -> None:
+    """List devices, or look at what one of them has: list, check."""
+    from exporter import device_commands
+
+    device_commands.devices(**options)
 
 
 @_command(

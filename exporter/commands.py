@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from exporter.console import Console, Style
 from exporter.errors import ExporterError, PartialError, UsageError
-from exporter.store import Store, default_root
+from exporter.opening import opened as _console
 
 DAY = 24 * 3600
-
-
-@contextmanager
-def _console(*, as_json: bool, verbose: bool, progress: Style) -> Iterator[tuple[Console, Any]]:
-    """A console and the Steps that report to it."""
-    from exporter.pipeline.steps import RunLog, Steps
-
-    with Console(progress, json=as_json) as console:
-        root = default_root()
-        log = RunLog(root / "logs", echo=(lambda line: console.say(f"| {line}")) if verbose else None)
-        yield console, Steps(Store(root), console.emit, log)
 
 
 def build(
@@ -130,49 +115,6 @@ def show_plan(*, plan: Path, targets: Sequence[str], sets: Sequence[str], **comm
         console.document(document)
 
 
-def profile(
-    *,
-    bundle: Path,
-    threads: int | None,
-    min_seconds: float | None,
-    max_seconds: float | None,
-    set_default: bool,
-    **common: Any,
-) -> None:
-    """`edge-exporter profile`."""
-    from exporter.bundle import read_manifest
-    from exporter.devices import profile_name
-    from exporter.pipeline import publish
-    from exporter.pipeline.build import profile_document
-    from exporter.plan_types import ProfilePlan
-    from exporter.show import show_profile
-
-    with _console(**common) as (console, steps):
-        manifest = read_manifest(bundle)
-        flags = {"threads": threads, "min_seconds": min_seconds, "max_seconds": max_seconds, "enabled": True}
-        asked = {
-            **manifest.plan.get("profile", {}),
-            **{key: value for key, value in flags.items() if value is not None},
-        }
-        measured = publish.remeasure(bundle, msgspec.convert(asked, ProfilePlan), steps)
-        choice = publish.choose(manifest, measured, profile_name(measured))
-        if set_default:
-            manifest = publish.set_default(bundle, manifest, choice)
-        show_profile(console, manifest, measured)
-        for comparison in measured.comparisons:
-            console.result(publish.describe(comparison))
-        default = manifest.choice.variant
-        console.result(f"default variant: {default}" + ("" if default == choice.variant else _other(choice.variant)))
-        console.document(
-            {
-                "bundle": str(bundle),
-                "profile": profile_document(measured),
-                "default": manifest.choice,
-                "fastest_here": choice,
-            }
-        )
-
-
 def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **common: Any) -> None:
     """`edge-exporter verify`."""
     from exporter.pipeline.check import verify as run_verify
@@ -265,10 +207,6 @@ def _toml(value: object) -> str:
     import json
 
     return json.dumps(value, ensure_ascii=False)
-
-
-def _other(variant: str) -> str:
-    return f"; {variant} is the fastest here: `--set-default` makes it the default"
 
 
 def _age(seconds: float) -> str:

@@ -138,6 +138,7 @@ class ProfilePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Attributes:
         enabled: measure latency; without it the float variant is the default.
         threads: threads of the runtime.
+        affinity: numbers of the CPUs to run on; by default the system decides.
         min_samples: steady-state runs of each variant, at least.
         min_seconds: time spent in steady state, at least.
         max_seconds: time spent in steady state, at most; a wider interval than asked is then flagged.
@@ -148,6 +149,7 @@ class ProfilePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     enabled: bool = True
     threads: Positive = 1
+    affinity: tuple[Annotated[int, Meta(ge=0)], ...] = ()
     min_samples: Positive = 200
     min_seconds: Seconds = 1.0
     max_seconds: Annotated[float, Meta(ge=1e-9)] = 20.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from exporter.artifacts import Comparison, Coverage, Manifest, Profile, Variant, VariantProfile
+from exporter.artifacts import Comparison, Coverage, DeviceFacts, Manifest, Profile, Variant, VariantProfile
 
 FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8")
 PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
@@ -103,6 +103,28 @@ def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:
+    """What `devices check` found, one fact a row; what the device does not tell is a dash."""
+    host, state = facts.host, facts.state
+    runtimes = [f"{name} {version}" for name, version in sorted(facts.runtimes.items())]
+    clocks = state.frequency_mhz if state else None
+    return [
+        ("address", facts.address),
+        ("measurements are", facts.provenance),
+        ("CPU", f"{host.cpu}, {host.cores} cores, {host.system} {host.machine}" if host else NONE),
+        ("features", " ".join(host.features) or NONE if host else NONE),
+        ("memory", human_size(host.memory_bytes) if host and host.memory_bytes else NONE),
+        ("governor", host.governor or NONE if host else NONE),
+        ("frequency", f"{min(clocks):.0f} to {max(clocks):.0f} MHz" if clocks else NONE),
+        ("temperature", f"{state.temperature_c:.1f} C" if state and state.temperature_c is not None else NONE),
+        ("load average", " ".join(f"{load:.2f}" for load in state.load_average or ()) or NONE if state else NONE),
+        ("Python", f"{host.python} ({facts.python})" if host and facts.python else NONE),
+        ("runtimes", ", ".join(runtimes) or NONE),
+        ("folder", facts.folder or NONE),
+        ("free disk", NONE if facts.free_bytes is None else human_size(facts.free_bytes)),
+    ]
 
 
 def _marked(name: str, manifest: Manifest) -> str:

@@ -1,6 +1,23 @@
-"""Where a bundle runs: on this machine, in this environment or in a fresh one."""
+"""Where a bundle runs: on this machine, in this environment or in a fresh one, or on another device."""
 
+from exporter.devices.config import Devices, NamedDevice, named_device, read_devices
+from exporter.devices.device import Device, Prepared
+from exporter.devices.find import device_of
 from exporter.devices.isolated import isolated_python
-from exporter.devices.local import cpu_features, profile_name, run_bench, run_self_test
+from exporter.devices.local import cpu_features, run_bench, run_self_test
+from exporter.devices.running import profile_name
 
-__all__ = ["cpu_features", "isolated_python", "profile_name", "run_bench", "run_self_test"]
+__all__ = [
+    "Device",
+    "Devices",
+    "NamedDevice",
+    "Prepared",
+    "cpu_features",
+    "device_of",
+    "isolated_python",
+    "named_device",
+    "profile_name",
+    "read_devices",
+    "run_bench",
+    "run_self_test",
+]

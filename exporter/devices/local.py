@@ -1,4 +1,4 @@
-"""Runs a bundle's own runner on this machine: a fresh process, started from another folder."""
+"""This machine: a bundle's own runner in a fresh process, started from another folder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,78 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from exporter.artifacts import Profile
-from exporter.errors import BundleError, ExporterError, InputError, MissingError, StageError, shorten
+from exporter.artifacts import DeviceFacts, Manifest, Profile, Provenance
+from exporter.devices.config import LOCAL
+from exporter.devices.running import (
+    SELF_TEST,
+    SELF_TEST_SECONDS,
+    bench_arguments,
+    bench_seconds,
+    printed_profile,
+    printed_self_test,
+    runner_failed,
+)
+from exporter.errors import StageError
+from exporter.events import Emit
 from exporter.plan_types import ProfilePlan
 
-FAILURES: dict[int, type[ExporterError]] = {3: InputError, 4: MissingError, 6: BundleError}
-SELF_TEST_SECONDS = 600
-BENCH_MARGIN_SECONDS = 600
+PROBE = Path(__file__).parent / "onboard" / "probe.py"
+PROBE_SECONDS = 60
+RUNTIMES = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "numpy")
+"""Distributions that `devices check` looks for."""
+
+
+class LocalDevice:
+    """This machine, in the environment that the exporter runs in."""
+
+    name = LOCAL
+    address = LOCAL
+    provenance: Provenance = "native"
+
+    def check(self) -> DeviceFacts:
+        """Asks a fresh interpreter, as a bundle's runner would be."""
+        done = subprocess.run(
+            [sys.executable, "-I", PROBE, tempfile.gettempdir(), *RUNTIMES],
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise StageError("this machine could not be looked at", why=done.stderr.decode(errors="replace")[-600:])
+        return probed(done.stdout, LOCAL, LOCAL)
+
+    @contextmanager
+    def prepared(self, bundle: Path, manifest: Manifest, emit: Emit) -> Iterator[LocalBundle]:
+        """The bundle where it stands: nothing is copied."""
+        yield LocalBundle(bundle, manifest)
+
+
+class LocalBundle:
+    """A bundle on this machine."""
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        self._bundle = bundle
+        self._variants = len(manifest.variants)
+
+    def self_test(self) -> dict[str, Any]:
+        """See `run_self_test`."""
+        return run_self_test(self._bundle)
+
+    def profile(self, settings: ProfilePlan) -> Profile:
+        """See `run_bench`."""
+        return run_bench(self._bundle, settings, self._variants)
+
+
+def probed(printed: bytes, name: str, address: str, notes: Sequence[str] = ()) -> DeviceFacts:
+    """What onboard/probe.py printed on a device where a bundle runs natively."""
+    found = msgspec.json.decode(printed, type=dict[str, Any])
+    facts = {"device": name, "address": address, "provenance": "native", "notes": list(notes)}
+    return msgspec.convert({**found, **facts}, DeviceFacts)
 
 
 def run_self_test(bundle: Path, python: str = sys.executable) -> dict[str, Any]:
@@ -34,11 +94,7 @@ def run_self_test(bundle: Path, python: str = sys.executable) -> dict[str, Any]:
         BundleError: the self-test failed.
         MissingError: the runtime is not there.
     """
-    printed = _run(bundle, ["--self-test", "--json"], python, SELF_TEST_SECONDS, "self-test")
-    report = msgspec.json.decode(printed, type=dict[str, Any])
-    if report.get("passed") is not True:
-        raise BundleError("the bundle's self-test did not pass", where=str(bundle), why=shorten(report))
-    return report
+    return printed_self_test(_run(bundle, SELF_TEST, python, SELF_TEST_SECONDS, "self-test"), str(bundle))
 
 
 def run_bench(bundle: Path, settings: ProfilePlan, variants: int, python: str = sys.executable) -> Profile:
@@ -48,24 +104,8 @@ def run_bench(bundle: Path, settings: ProfilePlan, variants: int, python: str = 
         BundleError: the self-test that precedes measuring failed.
         MissingError: the runtime is not there.
     """
-    arguments = [
-        "--bench", "--json",
-        "--threads", str(settings.threads),
-        "--min-samples", str(settings.min_samples),
-        "--min-seconds", str(settings.min_seconds),
-        "--max-seconds", str(settings.max_seconds),
-        "--ci-width", str(settings.ci_width),
-        "--warmup-seconds", str(settings.warmup_seconds),
-        "--seed", str(settings.seed),
-    ]  # fmt: skip
-    limit = BENCH_MARGIN_SECONDS + variants * (settings.max_seconds + settings.warmup_seconds)
-    printed = _run(bundle, arguments, python, limit, "benchmark")
-    try:
-        return msgspec.json.decode(printed, type=Profile)
-    except msgspec.MsgspecError as error:
-        raise BundleError(
-            "the bundle's benchmark did not print a profile", where=str(bundle), why=shorten(error)
-        ) from error
+    printed = _run(bundle, bench_arguments(settings), python, bench_seconds(settings, variants), "benchmark")
+    return printed_profile(printed, str(bundle))
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -76,13 +116,7 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(sorted(match.group(1).split())) if match else ()
 
 
-def profile_name(profile: Profile) -> str:
-    """File name of a profile: CPU, cores and runtime, so that the same kind of host replaces its own profile."""
-    words = f"{profile.host.cpu}-{profile.host.cores}c-{profile.runtime.name}".lower()
-    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:80] + ".json"
-
-
-def _run(bundle: Path, arguments: list[str], python: str, seconds: float, what: str) -> bytes:
+def _run(bundle: Path, arguments: Sequence[str], python: str, seconds: float, what: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="edge-exporter-") as elsewhere:
         try:
             # -B: a __pycache__ written into the bundle would count as an added file.
@@ -99,7 +133,4 @@ def _run(bundle: Path, arguments: list[str], python: str, seconds: float, what: 
     if done.returncode == 0:
         return done.stdout
     words = (done.stderr or done.stdout).decode(errors="replace").strip()
-    if done.returncode in FAILURES:
-        raise FAILURES[done.returncode](f"the bundle's {what} failed", where=str(bundle), why=words[-2000:])
-    ending = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    raise StageError(f"the bundle's {what} ended with {ending}", where=str(bundle), why=words[-2000:])
+    raise runner_failed(what, str(bundle), done.returncode, words)

@@ -18,7 +18,6 @@ from exporter.bundle import (
     PROFILES,
     bundle_name,
     check_bundle,
-    read_manifest,
     read_profiles,
     sealed_manifest,
     sealed_profile,
@@ -83,7 +82,7 @@ def publish(drafted: Drafted, output: Path, settings: ProfilePlan, steps: Steps)
     label = f"{drafted.manifest.target}: publish"
     try:
         # Two builds into one folder publish and measure one after the other; the second finds it done.
-        with steps.store.exclusive(_lock_of(drafted.manifest)):
+        with steps.store.exclusive(lock_of(drafted.manifest)):
             _sweep(final)
             found = _intact(final, steps)
             if found is not None and (ready := _measured_as_asked(final, found, settings)) is not None:
@@ -94,30 +93,14 @@ def publish(drafted: Drafted, output: Path, settings: ProfilePlan, steps: Steps)
         raise writing_failed(error, label, output) from error
 
 
-def remeasure(bundle: Path, settings: ProfilePlan, steps: Steps, *, python: str | None = None) -> Profile:
-    """Measures a published bundle again on this machine and writes the profile into it.
-
-    Raises:
-        BundleError: the bundle is damaged, or its self-test fails.
-        MissingError: its runtime is not here.
-        OutputError, StageError: the profile cannot be written.
-    """
-    manifest = read_manifest(bundle)
-    try:
-        with steps.store.exclusive(_lock_of(manifest)):
-            _clear_partial(bundle)
-            check_bundle(bundle)
-            profile = _measure(bundle, manifest, settings, steps, python)
-            write_atomically(bundle / PROFILES / profile_name(profile), canonical(profile))
-    except OSError as error:
-        raise writing_failed(error, "the profile", bundle) from error
-    return profile
-
-
 def choose(manifest: Manifest, profile: Profile, name: str) -> Choice:
     """The default variant: the fastest of those that were measured to be faster than float, else float."""
     faster = [one for one in profile.comparisons if one.verdict == "faster"]
-    host = f"{profile.host.cpu}, {profile.settings.threads} thread{'s' if profile.settings.threads > 1 else ''}"
+    settings, place = (
+        profile.settings,
+        "" if profile.device == "local" else f" ({profile.device}, {profile.provenance})",
+    )
+    host = f"{profile.host.cpu}{place}, {settings.threads} thread{'s' if settings.threads > 1 else ''}"
     measured = tuple(one.variant for one in profile.variants)
     if faster:
         best = min(faster, key=lambda one: one.ratio)
@@ -196,7 +179,8 @@ def _put(bundle: Path, final: Path, replaced: Path) -> None:
     sync_folder(final.parent)
 
 
-def _lock_of(manifest: Manifest) -> str:
+def lock_of(manifest: Manifest) -> str:
+    """The store's lock that all who publish or measure one bundle take."""
     return f"publish-{manifest.digest[:32]}"
 
 
@@ -211,10 +195,10 @@ def _sweep(final: Path) -> None:
         own = path.name.rpartition("-")[0] == f".{final.name}"
         if own or time.time() - path.lstat().st_mtime > STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
-    _clear_partial(final)
+    clear_partial(final)
 
 
-def _clear_partial(bundle: Path) -> None:
+def clear_partial(bundle: Path) -> None:
     """Removes files that a killed run was about to rename, and a folder made for them: they count as added."""
     for folder in (bundle, bundle / PROFILES):
         for path in folder.glob(".*"):
@@ -231,7 +215,7 @@ def _profile(
     if not settings.enabled:
         return NotMeasured(reason="profiling is turned off", command=command), manifest
     try:
-        profile = _measure(bundle, manifest, settings, steps, None)
+        profile = _measure(bundle, manifest, settings, steps)
     except BundleError:
         raise
     except ExporterError as error:
@@ -242,10 +226,9 @@ def _profile(
     return profile, _with_choice(bundle, manifest, choose(manifest, profile, name))
 
 
-def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps, python: str | None) -> Profile:
+def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps) -> Profile:
     with steps.measuring(f"{manifest.target}: measure latency"):
-        extra = {} if python is None else {"python": python}
-        profile = run_bench(bundle, settings, len(manifest.variants), **extra)
+        profile = run_bench(bundle, settings, len(manifest.variants))
     if profile.bundle_digest != manifest.digest:
         raise BundleError("the benchmark reports another bundle's digest", where=str(bundle))
     for flag in profile.flags:
@@ -270,23 +253,24 @@ def _measured_as_asked(final: Path, manifest: Manifest, settings: ProfilePlan) -
         return Published(path=final, manifest=manifest, profile=reason, cached=True)
     wanted = _asked(settings)
     for name, profile in read_profiles(final, manifest).items():
-        same_host = set(profile.host.features) <= set(cpu_features()) and profile.provenance == "native"
+        here = profile.device == "local" and profile.provenance == "native"
+        same_host = here and set(profile.host.features) <= set(cpu_features())
         same_runtime = versions(profile.runtime.name) == {profile.runtime.name: profile.runtime.version}
         if same_host and same_runtime and wanted == _used(profile) and manifest.choice.profile == name:
             return Published(path=final, manifest=manifest, profile=profile, cached=True)
     return None
 
 
-def _asked(settings: ProfilePlan) -> Sequence[float]:
+def _asked(settings: ProfilePlan) -> Sequence[object]:
     return (
-        settings.threads, settings.min_samples, settings.min_seconds, settings.max_seconds,
-        settings.ci_width, settings.warmup_seconds, settings.seed,
+        settings.threads, tuple(sorted(set(settings.affinity))), settings.min_samples, settings.min_seconds,
+        settings.max_seconds, settings.ci_width, settings.warmup_seconds, settings.seed,
     )  # fmt: skip
 
 
-def _used(profile: Profile) -> Sequence[float]:
+def _used(profile: Profile) -> Sequence[object]:
     used = profile.settings
     return (
-        used.threads, used.min_samples, used.min_seconds, used.max_seconds,
+        used.threads, used.affinity or (), used.min_samples, used.min_seconds, used.max_seconds,
         used.ci_width, used.warmup_seconds, used.seed,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -136,11 +137,27 @@ def test_profile_measures_a_bundle_where_it_stands_and_keeps_its_digest(place, b
     assert place.run("verify", bundle, "--no-run").code == 0
 
 
-def test_profile_again_replaces_the_profile_of_the_same_host(place, bundle):
-    for threads in ("1", "2"):
+def test_profile_again_replaces_the_profile_of_the_same_host_and_threads(place, bundle):
+    for threads in ("1", "1,2", "2"):
         assert place.run("profile", bundle, *MEASURED, "--threads", threads).code == 0
+    profiles = read_profiles(bundle, read_manifest(bundle)).values()
+    assert sorted(profile.settings.threads for profile in profiles) == [1, 2]
+    assert {profile.device for profile in profiles} == {"local"}
+
+
+def test_profile_pins_to_the_cpus_that_were_asked_for_and_records_them(place, bundle):
+    cpu = min(os.sched_getaffinity(0))
+    assert place.run("profile", bundle, *MEASURED, "--affinity", str(cpu)).code == 0
     (profile,) = read_profiles(bundle, read_manifest(bundle)).values()
-    assert profile.settings.threads == 2
+    assert profile.settings.affinity == (cpu,)
+    refused(place.run("profile", bundle, *MEASURED, "--affinity", "9999"), 3, "--affinity 9999", hint=False)
+    assert place.run("profile", bundle, *MEASURED, "--affinity", "x").code == 2
+
+
+def test_a_sweep_over_threads_makes_no_default(place, bundle):
+    before = read_manifest(bundle)
+    refused(place.run("profile", bundle, *MEASURED, "--threads", "1,2", "--set-default"), 2, "one thread count")
+    assert read_manifest(bundle) == before
 
 
 def test_set_default_records_the_choice_and_the_bundle_still_verifies(place, bundle):

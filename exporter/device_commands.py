@@ -1,0 +1,109 @@
+"""What the commands that measure and that look at devices do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporter.errors import UsageError, shorten
+from exporter.opening import opened
+
+
+def profile(
+    *,
+    bundle: Path,
+    device: str,
+    devices: Path | None,
+    threads: Sequence[int],
+    affinity: Sequence[int],
+    min_seconds: float | None,
+    max_seconds: float | None,
+    set_default: bool,
+    **common: Any,
+) -> None:
+    """`edge-exporter profile`."""
+    from exporter.bundle import read_manifest
+    from exporter.devices import device_of, named_device, profile_name, read_devices
+    from exporter.pipeline import publish
+    from exporter.pipeline.build import profile_document
+    from exporter.pipeline.measuring import profile_on
+    from exporter.plan_types import ProfilePlan
+    from exporter.show import show_profile
+
+    with opened(**common) as (console, steps):
+        manifest = read_manifest(bundle)
+        named = named_device(device, read_devices(devices))
+        place = device_of(named, steps.store)
+        flags: dict[str, Any] = {"min_seconds": min_seconds, "max_seconds": max_seconds, "enabled": True}
+        flags["affinity"] = tuple(affinity) or named.plan.affinity or None
+        asked = manifest.plan.get("profile", {}) | {key: value for key, value in flags.items() if value is not None}
+        counts = tuple(threads) or named.threads or (asked.get("threads", 1),)
+        sweep = [msgspec.convert({**asked, "threads": count}, ProfilePlan) for count in dict.fromkeys(counts)]
+        if set_default and len(sweep) > 1:
+            raise UsageError(
+                "--set-default takes one thread count, since profiles of several are not ranked together",
+                hint=f"add --threads {sweep[0].threads}",
+            )
+        measured = profile_on(place, bundle, sweep, steps)
+        choices = [publish.choose(manifest, one, profile_name(one)) for one in measured]
+        if set_default:
+            manifest = publish.set_default(bundle, manifest, choices[0])
+        for one in measured:
+            show_profile(console, manifest, one)
+            for comparison in one.comparisons:
+                console.result(publish.describe(comparison))
+        default = manifest.choice.variant
+        other = "" if len(measured) > 1 or default == choices[0].variant else _other(choices[0].variant)
+        console.result(f"default variant: {default}{other}")
+        console.document(
+            {
+                "bundle": str(bundle),
+                "profile": profile_document(measured[0]),
+                "profiles": [profile_document(one) for one in measured],
+                "default": manifest.choice,
+                "fastest_here": choices[0],
+            }
+        )
+
+
+def devices(*, action: str, name: str | None, devices: Path | None, **common: Any) -> None:
+    """`edge-exporter devices`."""
+    if action == "check":
+        _check(name or "local", devices, **common)
+        return
+    if name is not None:
+        raise UsageError(f"`devices list` takes no name (got '{name}')", hint=f"`edge-exporter devices check {name}`")
+    from exporter.devices import read_devices
+
+    with opened(**common) as (console, _):
+        found = read_devices(devices)
+        rows = [("local", "local", "this machine")]
+        rows += [(one, plan.address, shorten(plan.notes, 60)) for one, plan in found.named.items()]
+        console.table(("device", "address", "notes"), rows)
+        console.result(f"from {found.file}" if found.file else "no devices.toml was found: docs/devices.md shows one")
+        console.document(
+            {
+                "file": None if found.file is None else str(found.file),
+                "devices": [{"name": one, "address": address, "notes": notes} for one, address, notes in rows],
+            }
+        )
+
+
+def _check(name: str, file: Path | None, **common: Any) -> None:
+    from exporter.devices import device_of, named_device, read_devices
+    from exporter.tables import facts_rows
+
+    with opened(**common) as (console, steps):
+        device = device_of(named_device(name, read_devices(file)), steps.store)
+        facts = device.check()
+        console.table(("", facts.device), facts_rows(facts))
+        for note in facts.notes:
+            console.result(f"note: {note}")
+        console.document(facts)
+
+
+def _other(variant: str) -> str:
+    return f"; {variant} is the fastest here: `--set-default` makes it the default"

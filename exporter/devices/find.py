@@ -1,0 +1,39 @@
+"""From a device's name to the Device behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from exporter.devices.config import ADB, EMULATED, LOCAL, SSH, NamedDevice
+from exporter.devices.device import Device
+from exporter.devices.local import LocalDevice
+from exporter.errors import InputError
+from exporter.store import Store
+
+Make = Callable[[NamedDevice, Store], Device]
+
+KINDS: Mapping[str, Make] = {
+    LOCAL: lambda named, store: LocalDevice(),
+}
+"""One maker for each kind of address."""
+
+
+def device_of(named: NamedDevice, store: Store) -> Device:
+    """The device that a name or an address stands for; nothing is opened yet.
+
+    Args:
+        named: what was asked for.
+        store: keeps what devices make here once, such as the userland of an emulated one.
+
+    Raises:
+        InputError: nothing here reaches such a device.
+    """
+    kinds = (LOCAL, SSH, ADB, EMULATED)
+    kind = next(kind for kind in kinds if named.plan.address.startswith(kind))
+    if kind not in KINDS:
+        raise InputError(
+            f"there is no device '{named.name}'",
+            where=named.plan.address,
+            why=f"this version reaches {', '.join(KINDS)} only",
+        )
+    return KINDS[kind](named, store)

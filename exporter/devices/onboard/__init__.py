@@ -1,0 +1,1 @@
+"""Scripts that run on devices: standard library only, Python 3.9 or newer. They are sent, never imported here."""
