@@ -19,6 +19,10 @@ DType = Literal[
     "uint8", "uint16", "uint32", "uint64", "bool",
 ]  # fmt: skip
 ArtifactKind = Literal["torch-export", "onnx", "onnx-qdq", "tflite"]
+LintKind = Literal[
+    "few-data", "never-seen", "masked", "dead", "constant", "outliers", "unstable", "saturation", "bias-overflow",
+    "transposed-axis", "tied-weights", "unfused", "conversions", "float-ops",
+]  # fmt: skip
 Provenance = Literal["native", "emulated", "imported"]
 
 BATCH = "batch"
@@ -175,6 +179,22 @@ class NodeDamage(Value, frozen=True, kw_only=True):
         return min(found, default=math.inf) if self.sqnr_db is not None else math.inf
 
 
+class Lint(Value, frozen=True, kw_only=True):
+    """Something that may cost an int8 model accuracy or speed.
+
+    Attributes:
+        kind: which rule found it.
+        subject: the tensor, node or operator that it is about.
+        text: what was found.
+        action: what was done about it, or can be.
+    """
+
+    kind: LintKind
+    subject: str
+    text: str
+    action: str
+
+
 class OutputFidelity(Value, frozen=True, kw_only=True):
     """Divergence of one output from the reference, over all evaluation samples.
 
@@ -251,6 +271,7 @@ class Variant(Value, frozen=True, kw_only=True):
     precision: str
     scheme: QuantScheme | None = None
     coverage: Coverage | None = None
+    lints: tuple[Lint, ...] = ()
     fidelity: Fidelity
     tolerances: dict[str, Tolerance]
     requires: tuple[str, ...] = ()

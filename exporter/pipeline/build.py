@@ -95,6 +95,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
                 "size": variant_size(sizes, variant.main),
                 "scheme": variant.scheme,
                 "coverage": variant.coverage,
+                "lints": variant.lints,
                 "fidelity": variant.fidelity,
             }
             for variant in manifest.variants

@@ -13,6 +13,7 @@ from exporter.artifacts import (
     Choice,
     DataFacts,
     Fidelity,
+    Lint,
     Manifest,
     ModelFacts,
     Signature,
@@ -84,7 +85,8 @@ class Bundling:
         judged = [(variant, evaluate(job, self.target, folder, variant, inputs, reference)) for variant in variants]
         self._warn_of_chance(judged[0][1], signature)
         self._gate(judged)
-        return self._assemble(folder, judged, signature, checked, data)
+        lints = {model.file.name: model.lints for model in int8}
+        return self._assemble(folder, judged, signature, checked, data, lints)
 
     def _signature(self, float_model: FloatModel, inputs: tuple[TensorSpec, ...]) -> Signature:
         return msgspec.structs.replace(
@@ -164,6 +166,7 @@ class Bundling:
         signature: Signature,
         checked: DataChecked,
         data: Path,
+        lints: Mapping[str, tuple[Lint, ...]],
     ) -> Drafted:
         with self.steps.guarded(f"{self.target.name}: payload"):
             payload = self.target.payload(self.plan.options)
@@ -171,7 +174,7 @@ class Bundling:
         resolved = self.job.plan.resolved(self.plan)
         fidelities = {variant.name: apply_gate(fidelity, self.plan.gate) for variant, fidelity in judged}
         variants = [variant for variant, _ in judged]
-        draft = self._manifest(variants, fidelities, signature, checked, payload, resolved)
+        draft = self._manifest(variants, fidelities, signature, checked, payload, resolved, lints)
 
         def build(bundle: Path) -> None:
             from exporter.pipeline.expected import expected_samples
@@ -212,6 +215,7 @@ class Bundling:
         checked: DataChecked,
         payload: Payload,
         resolved: Mapping[str, Any],
+        lints: Mapping[str, tuple[Lint, ...]],
     ) -> Manifest:
         plan = self.job.plan
         digests = self.job.data.digests
@@ -227,6 +231,7 @@ class Bundling:
                     precision=variant.precision,
                     scheme=variant.scheme,
                     coverage=variant.coverage,
+                    lints=lints.get(variant.name, ()),
                     fidelity=fidelities[variant.name],
                     tolerances={},
                     requires=variant.requires,

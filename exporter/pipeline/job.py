@@ -10,11 +10,12 @@ import msgspec
 
 from exporter import data as data_room
 from exporter import sources
-from exporter.artifacts import Coverage, QuantScheme, TensorSpec, canonical
+from exporter.artifacts import Coverage, Lint, QuantScheme, TensorSpec, canonical
 from exporter.errors import DataError, InputError
 from exporter.events import Note
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.inputs import model_inputs
+from exporter.pipeline.linting import lint_text, lints_for
 from exporter.pipeline.results import (
     DataChecked,
     Exported,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 Inputs = tuple[TensorSpec, ...]
-UNSTABLE_SHOWN = 5
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -174,17 +174,19 @@ class Job:
         calibrated = self._calibrate(inputs, float_model, scheme, calibration, samples)
 
         def build(folder: Path) -> None:
-            from exporter.quantize import quantize_calibrated, unstable_ranges
+            from exporter.quantize import lint, quantize_calibrated
 
-            coverage = quantize_calibrated(calibrated.folder, folder / "model.onnx", scheme=scheme)
+            model = folder / "model.onnx"
+            coverage = quantize_calibrated(calibrated.folder, model, scheme=scheme)
             (folder / "coverage.json").write_bytes(canonical(coverage))
-            (folder / "unstable.json").write_bytes(canonical(unstable_ranges(calibrated.folder, scheme)))
+            found = lint(calibrated.folder, model, scheme=scheme, coverage=coverage, samples=samples)
+            (folder / "lints.json").write_bytes(canonical(found))
 
         parts = {"calibrated": calibrated.content, "scheme": scheme, "versions": versions("onnxruntime", "onnx")}
         stored = self.steps.stored("quantize", 1, parts, build, label=f"quantize ({scheme.label})")
-        if unstable := load_json(stored.folder / "unstable.json", list[str]):
-            text = f"the ranges of {len(unstable)} tensors differ between two halves of the calibration data: "
-            self.steps.emit(Note(text=text + ", ".join(unstable[:UNSTABLE_SHOWN])))
+        lints = lints_for(load_json(stored.folder / "lints.json", tuple[Lint, ...]), wanted.requires)
+        if text := lint_text(lints):
+            self.steps.emit(Note(text=f"{wanted.name}: {text}"))
         coverage = load_json(stored.folder / "coverage.json", Coverage)
         if not coverage.quantized:
             self.steps.emit(Note(text="no node became int8: the int8 variant brings nothing"))
@@ -196,7 +198,7 @@ class Job:
             requires=wanted.requires,
             specialises=wanted.specialises,
         )
-        return Int8Model(file=file, content=stored.content)
+        return Int8Model(file=file, content=stored.content, lints=lints)
 
     def _calibrate(
         self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, calibration: DataPlan, samples: int

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from exporter.artifacts import Signature, Value
+from exporter.artifacts import Lint, Signature, Value
 from exporter.target_api import Int8File
 
 T = TypeVar("T")
@@ -66,6 +66,7 @@ class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
 
     file: Int8File
     content: str
+    lints: tuple[Lint, ...] = ()
 
 
 def load_json(path: Path, kind: type[T]) -> T:

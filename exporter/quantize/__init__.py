@@ -10,18 +10,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporter.quantize.damage import node_damage
-    from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static, unstable_ranges
+    from exporter.quantize.lints import lint
+    from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static
     from exporter.quantize.tolerance import int8_tolerance
 
-__all__ = ["calibrate", "int8_tolerance", "node_damage", "quantize_calibrated", "quantize_static", "unstable_ranges"]
+__all__ = [
+    "calibrate",
+    "int8_tolerance",
+    "lint",
+    "node_damage",
+    "quantize_calibrated",
+    "quantize_static",
+]
 
 _HOMES = {
     "calibrate": "static",
     "int8_tolerance": "tolerance",
+    "lint": "lints",
     "node_damage": "damage",
     "quantize_calibrated": "static",
     "quantize_static": "static",
-    "unstable_ranges": "static",
 }
 
 

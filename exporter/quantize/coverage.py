@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 EXCLUDED = "excluded by the plan"
 MASKED = "masked values pass through it"
+OVERFLOW = "its bias does not fit into 32 bits at the scales of its input and its weights"
 
 
-def coverage_of(model: Path, scheme: QuantScheme, masked: Collection[str] = ()) -> Coverage:
+def coverage_of(model: Path, scheme: QuantScheme, left: Mapping[str, str] | None = None) -> Coverage:
     """Reads the coverage off a QDQ file.
 
     A node counts as int8 when each of its float inputs comes from a DequantizeLinear and its result goes to a
@@ -27,7 +28,7 @@ def coverage_of(model: Path, scheme: QuantScheme, masked: Collection[str] = ()) 
     Args:
         model: the QDQ file.
         scheme: how it was quantized.
-        masked: nodes that were left in float because masked values pass through them.
+        left: further nodes that were left in float, and why.
     """
     import onnx
 
@@ -39,6 +40,7 @@ def coverage_of(model: Path, scheme: QuantScheme, masked: Collection[str] = ()) 
     for node in loaded.graph.node:
         for name in node.input:
             consumers.setdefault(name, set()).add(node.op_type)
+    reasons = {**(left or {}), **dict.fromkeys(scheme.exclude, EXCLUDED)}
     quantized: Counter[str] = Counter()
     skipped = []
     eligible = 0
@@ -47,8 +49,7 @@ def coverage_of(model: Path, scheme: QuantScheme, masked: Collection[str] = ()) 
             continue
         has_form = node.op_type in with_int8_form
         eligible += has_form
-        left = {**dict.fromkeys(masked, MASKED), **dict.fromkeys(scheme.exclude, EXCLUDED)}.get(node.name)
-        reason = left or _reason(node, has_form, floats, producer, consumers)
+        reason = reasons.get(node.name) or _reason(node, has_form, floats, producer, consumers)
         if reason is None:
             quantized[node.op_type] += 1
         else:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError, closest, shorten
-from exporter.quantize.coverage import coverage_of, quantizable_ops
+from exporter.quantize.biases import clipped_biases
+from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.observer import ObserverName
 from exporter.quantize.prepare import prepare
-from exporter.quantize.states import States, load_states, merged, save_states, unstable_tensors
+from exporter.quantize.states import States, load_states, merged, save_states
 from exporter.quantize.streaming import observe, tensors_to_observe
 
 if TYPE_CHECKING:
@@ -101,17 +102,29 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
         InputError: `scheme.exclude` names a node that does not exist, or the model's opset is too old.
         StageError: onnxruntime failed.
     """
-    from onnxruntime import quantization
+    import onnx
 
     prepared = folder / PREPARED
     states = load_states(folder / STATES)
     _check_opset(prepared, scheme)
     _check_excluded(prepared, scheme.exclude)
-    masked = _masked_nodes(prepared, states)
+    left = dict.fromkeys(_masked_nodes(prepared, states), MASKED)
+    _quantize(prepared, states, output, scheme, left)
+    # A large bias gets wider scales of signed weights from onnxruntime; with unsigned ones it is cut to 32 bits.
+    if clipped := clipped_biases(onnx.load(output)):
+        left |= dict.fromkeys(clipped, OVERFLOW)
+        _quantize(prepared, states, output, scheme, left)
+    return coverage_of(output, scheme, left)
+
+
+def _quantize(prepared: Path, states: States, output: Path, scheme: QuantScheme, left: Iterable[str]) -> None:
+    """One run of onnxruntime's quantizer, with nodes that stay in float beside the excluded ones."""
+    from onnxruntime import quantization
+
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
         # onnxruntime writes beside the model that it reads, and what `calibrate` made is sealed.
-        for file in folder.glob(f"{PREPARED}*"):
+        for file in prepared.parent.glob(f"{PREPARED}*"):
             shutil.copyfile(file, Path(temp) / file.name)
         _write_ranges(ranges, states, scheme.observer)
         try:
@@ -124,7 +137,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
                 reduce_range=scheme.reduce_range,
                 activation_type=_quant_type(scheme.activations),
                 weight_type=_quant_type(scheme.weights),
-                nodes_to_exclude=[*scheme.exclude, *masked],
+                nodes_to_exclude=[*scheme.exclude, *left],
                 calibrate_method=quantization.CalibrationMethod.MinMax,
                 calibration_cache_path=ranges,
                 use_external_data_format=_external_size(prepared) > 0,
@@ -137,7 +150,6 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
                 why=shorten(f"{type(error).__name__}: {error}"),
                 hint="`-v` shows the library's log; `--set quantize.enabled=false` builds the float variant alone",
             ) from error
-    return coverage_of(output, scheme, masked)
 
 
 def _masked_nodes(prepared: Path, states: States) -> list[str]:
@@ -147,16 +159,6 @@ def _masked_nodes(prepared: Path, states: States) -> list[str]:
     tensors = {name for name, halves in states.items() if any(half.masked for half in halves)}
     nodes = onnx.load(prepared, load_external_data=False).graph.node
     return [node.name for node in nodes if tensors.intersection((*node.input, *node.output))]
-
-
-def unstable_ranges(folder: Path, scheme: QuantScheme) -> list[str]:
-    """Tensors whose range depends on which half of the calibration data was seen.
-
-    Args:
-        folder: what `calibrate` wrote.
-        scheme: its observer reads the ranges.
-    """
-    return unstable_tensors(load_states(folder / STATES), scheme.observer)
 
 
 def _write_ranges(path: Path, states: States, observer: ObserverName) -> None:

@@ -1,0 +1,63 @@
+"""What may cost an int8 model accuracy or speed, each with what was done about it or can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from exporter.artifacts import Coverage, Lint, QuantScheme
+from exporter.quantize.fusion import fusion_lints
+from exporter.quantize.lints_graph import graph_lints
+from exporter.quantize.lints_ranges import few_data, range_lints
+from exporter.quantize.states import load_states
+from exporter.quantize.static import PREPARED, STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def lint(
+    calibrated: Path, int8_model: Path, *, scheme: QuantScheme, coverage: Coverage, samples: int
+) -> tuple[Lint, ...]:
+    """Looks an int8 model over.
+
+    Args:
+        calibrated: what `calibrate` wrote.
+        int8_model: the QDQ file that was made from it.
+        scheme: how it was made.
+        coverage: which of its nodes are int8.
+        samples: calibration samples.
+
+    Returns:
+        Findings, by kind in the order of `LintKind`, within a kind the worst first.
+    """
+    return tuple(_lints(calibrated, int8_model, scheme, coverage, samples))
+
+
+def _lints(
+    calibrated: Path, int8_model: Path, scheme: QuantScheme, coverage: Coverage, samples: int
+) -> Iterator[Lint]:
+    states = load_states(calibrated / STATES)
+    float_model, quantized = onnx.load(calibrated / PREPARED), onnx.load(int8_model)
+    yield from few_data(states, scheme.observer, samples)
+    yield from range_lints(states, scheme.observer)
+    yield from graph_lints(float_model, quantized, scheme, coverage)
+    yield from fusion_lints(int8_model, quantized)
+    yield from _left_in_float(coverage)
+
+
+def _left_in_float(coverage: Coverage) -> Iterable[Lint]:
+    """One finding for each operator and reason."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for skipped in coverage.skipped:
+        kinds.setdefault((skipped.op, skipped.reason), []).append(skipped.node)
+    for (op, reason), nodes in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        yield Lint(
+            kind="float-ops",
+            subject=op,
+            text=f"{len(nodes)} in float, the first is {nodes[0]}",
+            action=reason,
+        )
