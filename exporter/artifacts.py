@@ -487,6 +487,50 @@ class DeviceFacts(Value, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class VariantInstructions(Value, frozen=True, kw_only=True):
+    """What one inference of a variant executes on an emulated device, and how its self-test went there.
+
+    Attributes:
+        variant: its name.
+        guest_instructions: instructions of one inference by class; `total` is their sum.
+        cases: samples of the self-test.
+        max_abs_error: largest absolute difference from the expected outputs; None where none is finite.
+        max_quanta: the same in int8 steps.
+        exact_share: share of output values that are equal to the expected ones.
+    """
+
+    variant: str
+    guest_instructions: dict[str, int]
+    cases: int
+    max_abs_error: float | None
+    max_quanta: float | None
+    exact_share: float | None
+
+
+class InstructionProfile(Value, frozen=True, kw_only=True):
+    """profiles/<device>.instructions.json: what a bundle executes on an emulated device. It has no times at all.
+
+    `skipped` says why a variant was left out, one sentence each.
+    """
+
+    schema: Literal[1] = 1
+    bundle_digest: str
+    target: str
+    provenance: Literal["emulated"] = "emulated"
+    device: str
+    cpu: str
+    features: tuple[str, ...]
+    emulator: str
+    python: str
+    runtime: RuntimeFacts
+    batch: int
+    variants: tuple[VariantInstructions, ...]
+    skipped: tuple[str, ...]
+    flags: tuple[str, ...]
+    self_test: Literal["passed"]
+    seal: str = ""
+
+
 class NotMeasured(Value, frozen=True, kw_only=True):
     """Why there is no profile, and the command that makes one."""
 

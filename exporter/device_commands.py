@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from exporter.errors import UsageError, shorten
 from exporter.opening import opened
+
+if TYPE_CHECKING:
+    from exporter.console import Console
+    from exporter.devices import EmulatedDevice
+    from exporter.pipeline.steps import Steps
 
 
 def profile(
@@ -26,7 +31,7 @@ def profile(
 ) -> None:
     """`edge-exporter profile`."""
     from exporter.bundle import read_manifest
-    from exporter.devices import device_of, named_device, profile_name, read_devices
+    from exporter.devices import device_of, emulated_device, named_device, profile_name, read_devices
     from exporter.pipeline import publish
     from exporter.pipeline.build import profile_document
     from exporter.pipeline.measuring import profile_on
@@ -36,6 +41,9 @@ def profile(
     with opened(**common) as (console, steps):
         manifest = read_manifest(bundle)
         named = named_device(device, read_devices(devices))
+        if (emulated := emulated_device(named, steps.store)) is not None:
+            _count(bundle, emulated, (threads, affinity, min_seconds, max_seconds, set_default), console, steps)
+            return
         place = device_of(named, steps.store)
         flags: dict[str, Any] = {"min_seconds": min_seconds, "max_seconds": max_seconds, "enabled": True}
         flags["affinity"] = tuple(affinity) or named.plan.affinity or None
@@ -69,6 +77,22 @@ def profile(
         )
 
 
+def _count(
+    bundle: Path, device: EmulatedDevice, about_time: Sequence[object], console: Console, steps: Steps
+) -> None:
+    from exporter.pipeline.emulating import count_on
+    from exporter.show import show_instructions
+
+    if any(about_time):
+        raise UsageError(
+            f"{device.name} is emulated: its instructions are counted, and no latency is measured there",
+            hint="leave out --threads, --affinity, --min-seconds, --max-seconds and --set-default",
+        )
+    counted = count_on(device, bundle, steps)
+    show_instructions(console, counted)
+    console.document({"bundle": str(bundle), "instructions": counted})
+
+
 def devices(*, action: str, name: str | None, devices: Path | None, **common: Any) -> None:
     """`edge-exporter devices`."""
     if action == "check":
@@ -93,12 +117,12 @@ def devices(*, action: str, name: str | None, devices: Path | None, **common: An
 
 
 def _check(name: str, file: Path | None, **common: Any) -> None:
-    from exporter.devices import device_of, named_device, read_devices
+    from exporter.devices import device_of, emulated_device, named_device, read_devices
     from exporter.tables import facts_rows
 
     with opened(**common) as (console, steps):
-        device = device_of(named_device(name, read_devices(file)), steps.store)
-        facts = device.check()
+        named = named_device(name, read_devices(file))
+        facts = (emulated_device(named, steps.store) or device_of(named, steps.store)).check()
         console.table(("", facts.device), facts_rows(facts))
         for note in facts.notes:
             console.result(f"note: {note}")

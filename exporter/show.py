@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifacts import Manifest, NotMeasured, Profile
+from exporter.artifacts import InstructionProfile, Manifest, NotMeasured, Profile
 from exporter.console import Console
 from exporter.tables import (
     PROFILE_COLUMNS,
     fidelity_columns,
     fidelity_rows,
+    instruction_kinds,
+    instruction_rows,
     made_for_text,
     profile_rows,
     variant_lines,
@@ -39,6 +41,19 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
             console.result(f"not run here: {', '.join(f'{one.name}, {made_for_text(one)}' for one in others)}")
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
     console.result(f"bundle: {path}")
+
+
+def show_instructions(console: Console, counted: InstructionProfile) -> None:
+    """What each variant executes on an emulated device; no time, and nothing is ranked by it."""
+    console.table(
+        ("", "self-test", *instruction_kinds(counted)),
+        instruction_rows(counted),
+        title=f"guest instructions of one inference: {counted.runtime.name} {counted.runtime.version}, 1 thread, "
+        f"batch {counted.batch}, emulated on {counted.cpu} ({counted.device})",
+    )
+    for reason in counted.skipped:
+        console.result(f"not run there: {reason}")
+    console.result("emulated: these are instructions, not latency; nothing is ranked or chosen by them")
 
 
 def show_profile(console: Console, manifest: Manifest, measured: Profile) -> None:

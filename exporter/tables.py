@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from exporter.artifacts import Comparison, Coverage, DeviceFacts, Manifest, Profile, Variant, VariantProfile
+from exporter.artifacts import (
+    Comparison,
+    Coverage,
+    DeviceFacts,
+    InstructionProfile,
+    Manifest,
+    Profile,
+    Variant,
+    VariantProfile,
+)
 
 FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8")
 PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
@@ -103,6 +112,25 @@ def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def instruction_rows(profile: InstructionProfile) -> list[tuple[str, ...]]:
+    """One row a variant: the self-test there, then instructions of one inference, by class as far as any are used."""
+    kinds = instruction_kinds(profile)
+    return [
+        (
+            one.variant,
+            f"passed, {percent(one.exact_share)} equal",
+            *(f"{one.guest_instructions[kind]:,}" for kind in kinds),
+        )
+        for one in profile.variants
+    ]
+
+
+def instruction_kinds(profile: InstructionProfile) -> list[str]:
+    """Classes of instructions that some variant executes, `total` first."""
+    kinds = [kind for kind in profile.variants[0].guest_instructions if kind != "total"]
+    return ["total", *(kind for kind in kinds if any(one.guest_instructions[kind] for one in profile.variants))]
 
 
 def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:

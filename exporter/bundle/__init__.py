@@ -1,8 +1,10 @@
 """Bundles: written, sealed, read back, and checked byte for byte."""
 
 from exporter.bundle.manifest import (
+    INSTRUCTIONS,
     MANIFEST,
     PROFILES,
+    read_instruction_profiles,
     read_manifest,
     read_profile,
     read_profiles,
@@ -14,6 +16,7 @@ from exporter.bundle.verify import check_bundle, check_runtime_signature
 from exporter.bundle.write import SAMPLES, BundleParts, bundle_name, write_bundle
 
 __all__ = [
+    "INSTRUCTIONS",
     "MANIFEST",
     "PROFILES",
     "SAMPLES",
@@ -21,6 +24,7 @@ __all__ = [
     "bundle_name",
     "check_bundle",
     "check_runtime_signature",
+    "read_instruction_profiles",
     "read_manifest",
     "read_profile",
     "read_profiles",

@@ -10,14 +10,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from exporter.artifacts import Manifest, Profile, canonical, digest_of
+from exporter.artifacts import InstructionProfile, Manifest, Profile, canonical, digest_of
 from exporter.errors import BundleError, InputError
 
 MANIFEST = "manifest.json"
 PROFILES = "profiles"
+INSTRUCTIONS = ".instructions.json"
+"""How profiles of emulated devices end, so that no one reads them as latency."""
 LARGEST_JSON = 256 * 2**20
 
-Sealed = TypeVar("Sealed", Manifest, Profile)
+Sealed = TypeVar("Sealed", Manifest, Profile, InstructionProfile)
+Measured = TypeVar("Measured", Profile, InstructionProfile)
 
 
 def sealed_manifest(manifest: Manifest) -> Manifest:
@@ -27,7 +30,7 @@ def sealed_manifest(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(named, seal=digest_of(_without(named, "seal")))
 
 
-def sealed_profile(profile: Profile) -> Profile:
+def sealed_profile(profile: Measured) -> Measured:
     """Fills in `seal`."""
     return msgspec.structs.replace(profile, seal=digest_of(_without(profile, "seal")))
 
@@ -67,18 +70,27 @@ def read_profile(path: Path, manifest: Manifest) -> Profile:
     Raises:
         BundleError: it was changed, or it was measured on another bundle.
     """
-    profile = _read(path, Profile)
+    return _of_this_bundle(path, _read(path, Profile), manifest)
+
+
+def read_profiles(bundle: Path, manifest: Manifest) -> dict[str, Profile]:
+    """All profiles of a bundle that hold latencies, by file name."""
+    paths = sorted((bundle / PROFILES).glob("*.json"))
+    return {path.name: read_profile(path, manifest) for path in paths if not path.name.endswith(INSTRUCTIONS)}
+
+
+def read_instruction_profiles(bundle: Path, manifest: Manifest) -> dict[str, InstructionProfile]:
+    """All profiles of emulated devices, by file name; checked as `read_profile` does."""
+    paths = sorted((bundle / PROFILES).glob(f"*{INSTRUCTIONS}"))
+    return {path.name: _of_this_bundle(path, _read(path, InstructionProfile), manifest) for path in paths}
+
+
+def _of_this_bundle(path: Path, profile: Measured, manifest: Manifest) -> Measured:
     if sealed_profile(profile) != profile:
         raise BundleError("the profile was changed after it was sealed", where=str(path))
     if profile.bundle_digest != manifest.digest:
         raise BundleError("the profile belongs to another bundle", where=str(path))
     return profile
-
-
-def read_profiles(bundle: Path, manifest: Manifest) -> dict[str, Profile]:
-    """All profiles of a bundle, by file name."""
-    folder = bundle / PROFILES
-    return {path.name: read_profile(path, manifest) for path in sorted(folder.glob("*.json"))}
 
 
 def check_inside(name: str, manifest: Path) -> None:
@@ -128,5 +140,5 @@ def _read(path: Path, kind: type[Sealed]) -> Sealed:
     return value
 
 
-def _without(value: Manifest | Profile, *keys: str) -> dict[str, Any]:
+def _without(value: Manifest | Profile | InstructionProfile, *keys: str) -> dict[str, Any]:
     return {key: item for key, item in msgspec.structs.asdict(value).items() if key not in keys}

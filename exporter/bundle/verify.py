@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Manifest, TensorSpec, file_digest
-from exporter.bundle.manifest import MANIFEST, PROFILES, read_manifest, read_profiles
+from exporter.bundle.manifest import MANIFEST, PROFILES, read_instruction_profiles, read_manifest, read_profiles
 from exporter.errors import BundleError
 
 SHOWN = 20
@@ -44,6 +44,7 @@ def check_bundle(bundle: Path) -> Manifest:
             hint="build it again, or fetch it again from where it came from",
         )
     read_profiles(bundle, manifest)
+    read_instruction_profiles(bundle, manifest)
     return manifest
 
 

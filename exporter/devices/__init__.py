@@ -2,7 +2,8 @@
 
 from exporter.devices.config import Devices, NamedDevice, named_device, read_devices
 from exporter.devices.device import Device, Prepared
-from exporter.devices.find import device_of
+from exporter.devices.emulated import EmulatedDevice
+from exporter.devices.find import device_of, emulated_device
 from exporter.devices.isolated import isolated_python
 from exporter.devices.local import cpu_features, run_bench, run_self_test
 from exporter.devices.running import profile_name
@@ -10,10 +11,12 @@ from exporter.devices.running import profile_name
 __all__ = [
     "Device",
     "Devices",
+    "EmulatedDevice",
     "NamedDevice",
     "Prepared",
     "cpu_features",
     "device_of",
+    "emulated_device",
     "isolated_python",
     "named_device",
     "profile_name",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from exporter.devices.config import ADB, EMULATED, LOCAL, SSH, NamedDevice
 from exporter.devices.device import Device
+from exporter.devices.emulated import EmulatedDevice
 from exporter.devices.local import LocalDevice
 from exporter.errors import InputError
 from exporter.store import Store
@@ -18,8 +19,19 @@ KINDS: Mapping[str, Make] = {
 """One maker for each kind of address."""
 
 
+def emulated_device(named: NamedDevice, store: Store) -> EmulatedDevice | None:
+    """The emulated device that a name or an address stands for; None where a bundle would run natively.
+
+    Raises:
+        InputError: no such device is emulated.
+    """
+    if not named.plan.address.startswith(EMULATED):
+        return None
+    return EmulatedDevice(named.name, named.plan.address, store)
+
+
 def device_of(named: NamedDevice, store: Store) -> Device:
-    """The device that a name or an address stands for; nothing is opened yet.
+    """The device that a name or an address stands for; nothing is opened yet. Emulated ones are no such Device.
 
     Args:
         named: what was asked for.

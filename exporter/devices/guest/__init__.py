@@ -1,0 +1,1 @@
+"""What runs in an emulated device, and the emulator's plugin that counts what it executes."""
