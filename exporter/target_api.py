@@ -7,7 +7,7 @@ the artifacts over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ import msgspec
 
 from exporter.artifacts import (
     Coverage,
+    DType,
     QuantScheme,
     RuntimeNeed,
     Signature,
@@ -52,20 +53,42 @@ class SchemeNeed(Value, frozen=True, kw_only=True):
     specialises: str | None = None
 
 
+class TensorForm(Value, frozen=True, kw_only=True):
+    """How a target's files take and give tensors, where that is not as the model does.
+
+    The pipeline feeds the files accordingly, and the bundle's signature says it.
+
+    Attributes:
+        types: element type of the model -> the one that stands for it in the files.
+        channels_last: float inputs with four axes are NHWC in the files and NCHW in the model.
+    """
+
+    types: dict[DType, DType] = {}
+    channels_last: bool = False
+
+
 class Need(Value, frozen=True, kw_only=True):
     """What a target wants made before `convert`: an ONNX file for its minimum runtime, and int8 files.
+
+    A target that converts and quantizes by itself asks for `program` and `calibration`, and for no `int8`.
 
     Attributes:
         opset: of the ONNX files.
         ir_version: of the ONNX files.
         runtime: the minimum runtime with its version, for messages.
         int8: the int8 files, the one for every CPU of the target first; empty for a target that takes none.
+        program: hand over the torch program, captured with fixed shapes; a dynamic batch becomes 1.
+        calibration: hand over the calibration samples and what `[quantize]` asks for.
+        form: how the files take and give tensors, where that is not as the model does.
     """
 
     opset: int
     ir_version: int
     runtime: str
     int8: tuple[SchemeNeed, ...] = (SchemeNeed(),)
+    program: bool = False
+    calibration: bool = False
+    form: TensorForm = TensorForm()
 
 
 class VariantFile(Value, frozen=True, kw_only=True):
@@ -103,12 +126,20 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         float_model: the float ONNX file.
         int8: the QDQ ONNX files in the order of `Need.int8`; empty when the plan turns quantization off.
-        signature: inputs and outputs with the user's names.
+        signature: inputs and outputs of the model, with the user's names.
+        program: the captured program (.pt2), where the target needs it: it takes tensors in the order of the
+            signature's inputs and gives a tuple in the order of its outputs.
+        quantize: what `[quantize]` asks of a target that quantizes by itself; None when it turns quantization off.
+        calibration: one pass over the calibration data in batches, arrays by input name as the model takes them;
+            None where nothing is to be quantized.
     """
 
     float_model: Path
     int8: tuple[Int8File, ...]
     signature: Signature
+    program: Path | None = None
+    quantize: QuantScheme | None = None
+    calibration: Callable[[], Iterator[Arrays]] | None = None
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):

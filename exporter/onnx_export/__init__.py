@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export.export import export_onnx
     from exporter.onnx_export.normalise import normalise_onnx
     from exporter.onnx_export.prepare import Prepared, prepare_module
+    from exporter.onnx_export.program import save_program
     from exporter.onnx_export.reference import check_eval, mismatch_hint, torch_session
     from exporter.onnx_export.session import onnx_session
 
@@ -29,6 +30,7 @@ __all__ = [
     "onnx_session",
     "opset_for_runtime",
     "prepare_module",
+    "save_program",
     "torch_session",
 ]
 
@@ -41,6 +43,7 @@ _LATE = {
     "normalise_onnx": "normalise",
     "onnx_session": "session",
     "prepare_module": "prepare",
+    "save_program": "program",
     "torch_session": "reference",
 }
 

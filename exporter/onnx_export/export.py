@@ -57,7 +57,7 @@ def export_onnx(
     output_names = prepared.names(example)
     tensors = tensors_of(prepared, example)
     with quiet():
-        program, dims = _capture(prepared, tensors, inputs)
+        program, dims = capture(prepared, tensors, inputs)
         try:
             exported = torch.onnx.export(
                 program,
@@ -96,7 +96,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _capture(
+def capture(
     prepared: Prepared, tensors: tuple[torch.Tensor, ...], inputs: Sequence[TensorSpec]
 ) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
     """torch.export of the module, and torch's names of axes with the user's."""

@@ -29,11 +29,12 @@ from exporter.events import Note
 from exporter.measure import apply_gate
 from exporter.pipeline.converted import check_variants
 from exporter.pipeline.evaluating import evaluate
-from exporter.pipeline.job import Job
+from exporter.pipeline.forms import form_notes, formed_signature
+from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
-from exporter.store import list_files
+from exporter.store import Stored, list_files
 from exporter.target_api import ConvertRequest, Payload, Target, VariantFile
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
+FIXED_BATCH = "the files have fixed shapes: the batch is 1"
 TOOLS = ("edge-exporter", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -60,6 +62,7 @@ class Bundling:
         self.target = target
         self.plan = plan
         self.steps = job.steps
+        self.notes: tuple[str, ...] = ()
 
     def draft(self) -> Drafted:
         """Runs every step up to the sealed bundle in the store.
@@ -70,7 +73,8 @@ class Bundling:
         job, plan = self.job, self.plan
         with self.steps.guarded(f"{self.target.name}: requires"):
             need = self.target.requires(plan.options)
-        inputs = job.inputs(plan.export)
+        self.need = need
+        inputs = self._inputs()
         checked, data = job.check_data(inputs)
         float_model = job.float_model(inputs, checked, data, plan.export, need)
         signature = self._signature(float_model, inputs)
@@ -81,12 +85,42 @@ class Bundling:
             job.int8_model(inputs, float_model, wanted, plan.quantize.scheme, samples)
             for wanted in (need.int8 if plan.quantize.enabled else ())
         ]
-        folder, variants = self._convert(float_model, int8, signature)
-        judged = [(variant, evaluate(job, self.target, folder, variant, inputs, reference)) for variant in variants]
+        program = job.program(inputs, checked, data) if need.program else None
+        folder, variants = self._convert(float_model, int8, program, signature)
+        judged = [
+            (variant, evaluate(job, self.target, folder, variant, signature, need.form, reference))
+            for variant in variants
+        ]
         self._warn_of_chance(judged[0][1], signature)
         self._gate(judged)
         lints = {model.file.name: model.lints for model in int8}
         return self._assemble(folder, judged, signature, checked, data, lints)
+
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs; all fixed where the target needs the captured program."""
+        job, plan = self.job, self.plan
+        if not self.need.program:
+            return job.inputs(plan.export)
+        if job.source.kind == "onnx":
+            raise InputError(
+                f"target '{self.target.name}' converts torch models, and the source is a ready .onnx file",
+                where="model.source",
+                hint="give the torch model as source (`file.py:factory` or a torch.export .pt2), or leave the target "
+                "out: `--target cpu`",
+            )
+        dynamic = plan.export.batch == "dynamic"
+        export = msgspec.structs.replace(plan.export, batch=1) if dynamic else plan.export
+        inputs = job.inputs(export)
+        if free := [spec for spec in inputs if any(isinstance(dim, str) for dim in spec.shape)]:
+            axes = sorted({str(dim) for spec in free for dim in spec.shape if isinstance(dim, str)})
+            raise InputError(
+                f"target '{self.target.name}' needs fixed shapes, and axis {', '.join(map(repr, axes))} is dynamic",
+                where="; ".join(f"input {spec}" for spec in free),
+                hint=f"write numbers in `[model.inputs.{free[0].name}] shape`, and give data of that size",
+            )
+        if dynamic:
+            self.notes += (FIXED_BATCH,)
+        return inputs
 
     def _signature(self, float_model: FloatModel, inputs: tuple[TensorSpec, ...]) -> Signature:
         return msgspec.structs.replace(
@@ -107,12 +141,19 @@ class Bundling:
             )
 
     def _convert(
-        self, float_model: FloatModel, int8: Sequence[Int8Model], signature: Signature
+        self, float_model: FloatModel, int8: Sequence[Int8Model], program: Stored | None, signature: Signature
     ) -> tuple[Path, tuple[VariantFile, ...]]:
+        job = self.job
+        calibrates = self.need.calibration and self.plan.quantize.enabled
+        scheme = self.plan.quantize.scheme if calibrates else None
+        calibration = job.calibration_parts() if calibrates else None
         request = ConvertRequest(
             float_model=float_model.path,
             int8=tuple(model.file for model in int8),
             signature=signature,
+            program=program.folder / PROGRAM if program else None,
+            quantize=scheme,
+            calibration=(lambda: job.calibration_batches(signature.inputs)) if calibrates else None,
         )
 
         def build(folder: Path) -> None:
@@ -126,6 +167,9 @@ class Bundling:
             "options": self.plan.options,
             "float": float_model.content,
             "int8": [[model.content, model.file.name, model.file.requires, model.file.specialises] for model in int8],
+            "program": program.key if program else None,
+            "quantize": scheme,
+            "calibration": calibration,
             "signature": signature,
             "versions": versions(*self.target.distributions),
         }
@@ -174,16 +218,20 @@ class Bundling:
         resolved = self.job.plan.resolved(self.plan)
         fidelities = {variant.name: apply_gate(fidelity, self.plan.gate) for variant, fidelity in judged}
         variants = [variant for variant, _ in judged]
-        draft = self._manifest(variants, fidelities, signature, checked, payload, resolved, lints)
+        form = self.need.form
+        self.notes += form_notes(signature, form)
+        for note in self.notes:
+            self.steps.emit(Note(text=f"{self.target.name}: {note}"))
+        taken = formed_signature(signature, form)
+        draft = self._manifest(variants, fidelities, taken, checked, payload, resolved, lints)
 
         def build(bundle: Path) -> None:
-            from exporter.pipeline.expected import expected_samples
+            from exporter.pipeline.expected import Cases, expected_samples
 
             samples = bundle.parent / f"{bundle.name}-samples.npz"
             try:
-                tolerances = expected_samples(
-                    data / "cases.npz", checked.cases, samples, self.target, folder, variants
-                )
+                cases = Cases(path=data / "cases.npz", count=checked.cases, inputs=signature.inputs, form=form)
+                tolerances = expected_samples(cases, samples, self.target, folder, variants)
                 manifest = msgspec.structs.replace(
                     draft,
                     variants=tuple(
@@ -262,7 +310,7 @@ class Bundling:
 
     def _notes(self, checked: DataChecked) -> tuple[str, ...]:
         overlap = f"{checked.overlap} samples are in both calibration and evaluation data"
-        return (*self.job.notes, *((overlap,) if checked.overlap else ()))
+        return (*self.job.notes, *self.notes, *((overlap,) if checked.overlap else ()))
 
     def _gate_hint(self) -> str:
         quantize = self.plan.quantize

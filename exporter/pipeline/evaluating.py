@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from exporter.artifacts import Fidelity, TensorSpec, canonical
+from exporter.artifacts import Fidelity, Signature, canonical
 from exporter.devices import cpu_features
 from exporter.errors import InputError
 from exporter.measure import compare_metric, load_metric, measure_fidelity, metric_digest
+from exporter.pipeline.forms import formed_inputs
 from exporter.pipeline.job import Job
 from exporter.pipeline.results import Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.store import list_files
-from exporter.target_api import Target, VariantFile, made_for
+from exporter.target_api import Target, TensorForm, VariantFile, made_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,8 @@ def evaluate(
     target: Target,
     folder: Path,
     variant: VariantFile,
-    inputs: tuple[TensorSpec, ...],
+    signature: Signature,
+    form: TensorForm,
     reference: Reference,
 ) -> Fidelity:
     """Divergence from the reference, and the task metric where there are labels; not gated yet.
@@ -40,7 +42,8 @@ def evaluate(
         target: opens the variant.
         folder: where the target's files are.
         variant: what to run.
-        inputs: of the model.
+        signature: of the model.
+        form: how the target's files take tensors.
         reference: outputs of the trained model on the same batches.
     """
     evaluation = job.plan.evaluation
@@ -61,9 +64,9 @@ def evaluate(
             from exporter.pipeline.arrays import read_groups
 
             wanted = read_groups(reference.path, [f"{index}/outputs" for index in range(reference.batches)])
-            batches = zip(job.data.judged_batches(inputs), wanted, strict=True)
+            batches = zip(job.data.judged_batches(signature.inputs), wanted, strict=True)
             for done, (batch, expected) in enumerate(batches, start=1):
-                got = session(batch)
+                got = session(formed_inputs(batch, signature.inputs, form))
                 seen.add(expected, got)
                 samples += _rows(batch)
                 progress(done)
@@ -88,6 +91,7 @@ def evaluate(
     parts = {
         "files": [entry.sha256 for entry in list_files((folder / variant.main).parent)],
         "reference": reference.content,
+        "form": form,
         "metric": metric_digest(metric_name, output) if metric_name else None,
         # Kernels differ by CPU: u8s8 saturates where VNNI is missing.
         "cpu": cpu_features(),

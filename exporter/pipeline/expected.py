@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
-from exporter.artifacts import Tolerance
+from exporter.artifacts import TensorSpec, Tolerance
 from exporter.devices import cpu_features
 from exporter.pipeline.arrays import read_groups, writing_arrays
-from exporter.target_api import Target, VariantFile, made_for
+from exporter.pipeline.forms import formed_inputs
+from exporter.target_api import Target, TensorForm, VariantFile, made_for
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Cases(msgspec.Struct, frozen=True, kw_only=True):
+    """Inputs of a bundle's self-test.
+
+    Attributes:
+        path: npz with `<case>/inputs/<name>`, as the model takes them.
+        count: number of cases.
+        inputs: of the model.
+        form: how the target's files take them.
+    """
+
+    path: Path
+    count: int
+    inputs: tuple[TensorSpec, ...]
+    form: TensorForm
+
+    def read(self) -> Iterator[dict[str, NDArray[np.generic]]]:
+        """The inputs of each case as the files take them."""
+        groups = [f"{index}/inputs" for index in range(self.count)]
+        return (formed_inputs(arrays, self.inputs, self.form) for arrays in read_groups(self.path, groups))
 
 
 def expected_samples(
-    cases: Path, count: int, samples: Path, target: Target, folder: Path, variants: Sequence[VariantFile]
+    cases: Cases, samples: Path, target: Target, folder: Path, variants: Sequence[VariantFile]
 ) -> Mapping[str, dict[str, Tolerance]]:
     """Runs every variant on every case and writes inputs and outputs.
 
     Args:
-        cases: npz with `<case>/inputs/<name>`.
-        count: number of cases.
+        cases: the inputs.
         samples: the npz to write, with `<case>/expected/<variant>/<name>` added.
         target: opens the variants and states their tolerances.
         folder: where the variants' files are.
@@ -29,16 +55,15 @@ def expected_samples(
     Returns:
         Tolerances by variant and output.
     """
-    groups = [f"{index}/inputs" for index in range(count)]
     answers: dict[str, dict[str, list[np.ndarray]]] = {}
     with writing_arrays(samples, compressed=True) as add:
-        for index, inputs in enumerate(read_groups(cases, groups)):
+        for index, inputs in enumerate(cases.read()):
             add(f"{index}/inputs", inputs)
         for variant in variants:
             simulated = not made_for(variant.requires, cpu_features())
             session = target.open_session(folder / variant.main, simulated=simulated)
             seen = answers.setdefault(variant.name, {})
-            for index, inputs in enumerate(read_groups(cases, groups)):
+            for index, inputs in enumerate(cases.read()):
                 outputs = session(inputs)
                 add(f"{index}/expected/{variant.name}", outputs)
                 for name, values in outputs.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 Inputs = tuple[TensorSpec, ...]
+PROGRAM = "program.pt2"
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
@@ -150,6 +151,49 @@ class Job:
         batches = load_json(stored.folder / "reference.json", dict[str, int])["batches"]
         return Reference(path=stored.folder / "reference.npz", content=stored.content, batches=batches)
 
+    def program(self, inputs: Inputs, checked: DataChecked, data: Path) -> Stored:
+        """program.pt2: the torch module captured with the fixed shapes of its inputs."""
+
+        def build(folder: Path) -> None:
+            from exporter.onnx_export import save_program
+            from exporter.pipeline.arrays import read_groups
+
+            (example,) = read_groups(data / "example.npz", ["0"])
+            save_program(self._prepare(inputs), example=example, inputs=inputs, path=folder / PROGRAM)
+
+        parts = {
+            "source": self.source.digest,
+            "inputs": inputs,
+            "example": checked.example_digest,
+            "versions": versions("torch"),
+        }
+        return self.steps.stored("capture", 1, parts, build, label="capture the torch program")
+
+    def calibration_parts(self) -> dict[str, Any]:
+        """What decides which calibration samples a model gets, beside its inputs."""
+        section = self._calibration()
+        return {
+            "data": self.data.digests["calibration"],
+            "preprocessing": self.data.preprocessing,
+            "batch": section.batch_size,
+        }
+
+    def calibration_batches(self, inputs: Inputs) -> Iterator[Arrays]:
+        """One pass over the calibration data."""
+        section = self._calibration()
+        return (batch.inputs for batch in self.data.open("calibration", inputs).batches(section.batch_size))
+
+    def _calibration(self) -> DataPlan:
+        section = self.data.sections.get("calibration")
+        if section is None:
+            raise DataError(
+                "int8 needs calibration data",
+                where="[calibration]",
+                why="ranges are measured on real inputs, and none are ever made up",
+                hint='add `[calibration] data = "file.npz"`, or `--set quantize.enabled=false` for float alone',
+            )
+        return section
+
     def int8_model(
         self, inputs: Inputs, float_model: FloatModel, wanted: SchemeNeed, base: QuantScheme, samples: int
     ) -> Int8Model:
@@ -163,15 +207,7 @@ class Job:
             samples: calibration samples, for the progress bar.
         """
         scheme = msgspec.structs.replace(base, **wanted.changes)
-        calibration = self.data.sections.get("calibration")
-        if calibration is None:
-            raise DataError(
-                "int8 needs calibration data",
-                where="[calibration]",
-                why="ranges are measured on real inputs, and none are ever made up",
-                hint='add `[calibration] data = "file.npz"`, or `--set quantize.enabled=false` for float alone',
-            )
-        calibrated = self._calibrate(inputs, float_model, scheme, calibration, samples)
+        calibrated = self._calibrate(inputs, float_model, scheme, self._calibration().batch_size, samples)
 
         def build(folder: Path) -> None:
             from exporter.quantize import lint, quantize_calibrated
@@ -201,7 +237,7 @@ class Job:
         return Int8Model(file=file, content=stored.content, lints=lints)
 
     def _calibrate(
-        self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, calibration: DataPlan, samples: int
+        self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, batch_size: int, samples: int
     ) -> Stored:
         """What the tensors looked like on the calibration data; observers that need the same share it."""
         label = "calibrate"
@@ -210,27 +246,24 @@ class Job:
         def build(folder: Path) -> None:
             from exporter.quantize import calibrate
 
-            data_set = self.data.open("calibration", inputs)
             calibrate(
                 float_model.path,
                 folder,
                 histogram=histogram,
                 symmetric=scheme.symmetric_activations,
-                batches=(batch.inputs for batch in data_set.batches(calibration.batch_size)),
+                batches=self.calibration_batches(inputs),
                 progress=self.steps.progress(label),
             )
 
         parts = {
             "model": float_model.content,
-            "data": self.data.digests["calibration"],
             "inputs": inputs,
-            "preprocessing": self.data.preprocessing,
-            "batch": calibration.batch_size,
+            **self.calibration_parts(),
             "histogram": histogram,
             "symmetric": scheme.symmetric_activations,
             "versions": versions("onnxruntime", "onnx"),
         }
-        total = -(-samples // calibration.batch_size)
+        total = -(-samples // batch_size)
         return self.steps.stored("calibrate", 1, parts, build, label=label, total=total)
 
     def _check_data(self, folder: Path, inputs: Inputs) -> None:

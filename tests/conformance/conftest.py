@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from conformance.material import IMAGE, OUTPUTS, Case, write_cnn
+from conformance.material import IMAGE, OUTPUTS, Case, fixed_batch, write_cnn, write_program
 from support import quadrants
 
 from exporter.artifacts import QuantScheme, Signature
@@ -58,9 +58,21 @@ def case(ready: Target, tmp_path_factory: pytest.TempPathFactory) -> Case:
                 specialises=wanted.specialises,
             )
         )
+    inputs, outputs, asked = (IMAGE,), OUTPUTS, {}
+    if need.program:
+        inputs, outputs = fixed_batch(inputs), fixed_batch(outputs)
+        (folder / "program").mkdir()
+        asked["program"] = write_program(folder / "program", inputs)
+    if need.calibration:
+        asked["quantize"] = msgspec.convert(preferred, QuantScheme)
+        asked["calibration"] = lambda: ({"image": image[None]} for image in images)
     request = ConvertRequest(
         float_model=float_model,
         int8=tuple(int8),
-        signature=Signature(inputs=(IMAGE,), outputs=OUTPUTS),
+        signature=Signature(inputs=inputs, outputs=outputs),
+        **asked,
     )
-    return Case(target=ready, request=request, images=quadrants(6, seed=3)[0])
+    case = Case(target=ready, request=request, images=quadrants(6, seed=3)[0])
+    # Most tests look at one conversion, which takes a target many seconds.
+    made = case.convert(folder.parent / f"{folder.name}-converted")
+    return msgspec.structs.replace(case, made=made, folder=folder.parent / f"{folder.name}-converted")

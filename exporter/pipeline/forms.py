@@ -1,0 +1,95 @@
+"""Tensors as a target's files take and give them, where that is not as the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exporter.artifacts import Signature, TensorSpec
+from exporter.errors import DataError
+from exporter.target_api import TensorForm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+NCHW_TO_NHWC = (0, 2, 3, 1)
+
+
+def formed_signature(signature: Signature, form: TensorForm) -> Signature:
+    """The signature of the files: other element types, and other layouts of inputs and of their preprocessing."""
+    preprocessing = {
+        name: msgspec.structs.replace(steps, layout="HWC")
+        if _moves(_named(signature.inputs, name), form) and steps.layout == "CHW"
+        else steps
+        for name, steps in signature.preprocessing.items()
+    }
+    return msgspec.structs.replace(
+        signature,
+        inputs=tuple(_spec(spec, form, moves=_moves(spec, form)) for spec in signature.inputs),
+        outputs=tuple(_spec(spec, form, moves=False) for spec in signature.outputs),
+        preprocessing=preprocessing,
+    )
+
+
+def formed_inputs(arrays: Arrays, inputs: Iterable[TensorSpec], form: TensorForm) -> dict[str, NDArray[np.generic]]:
+    """Inputs of the model as the files take them.
+
+    Args:
+        arrays: by input name, as the model takes them.
+        inputs: of the model.
+        form: of the files.
+
+    Raises:
+        DataError: a value does not fit the element type of the files.
+    """
+    import numpy as np
+
+    formed = {}
+    for spec in inputs:
+        values = arrays[spec.name]
+        wanted = form.types.get(spec.dtype)
+        if wanted is not None:
+            narrow = values.astype(wanted)
+            if not np.array_equal(narrow, values):
+                raise DataError(
+                    f"input '{spec.name}' holds values that do not fit {wanted}",
+                    where=f"input {spec}",
+                    why=f"the target's files take {wanted} where the model takes {spec.dtype}",
+                    hint="use smaller values, such as indices below two thousand million",
+                )
+            values = narrow
+        formed[spec.name] = np.ascontiguousarray(values.transpose(NCHW_TO_NHWC)) if _moves(spec, form) else values
+    return formed
+
+
+def form_notes(signature: Signature, form: TensorForm) -> tuple[str, ...]:
+    """What differs from the model, in words, one line for each tensor."""
+    sides = [("input", spec, _moves(spec, form)) for spec in signature.inputs]
+    sides += [("output", spec, False) for spec in signature.outputs]
+    notes = []
+    for side, spec, moves in sides:
+        if spec.dtype in form.types:
+            notes.append(
+                f"{side} '{spec.name}' is {form.types[spec.dtype]} in the files and {spec.dtype} in the model"
+            )
+        if moves:
+            notes.append(f"{side} '{spec.name}' is NHWC in the files and NCHW in the model")
+    return tuple(notes)
+
+
+def _moves(spec: TensorSpec | None, form: TensorForm) -> bool:
+    return spec is not None and form.channels_last and len(spec.shape) == 4 and spec.dtype.startswith("float")
+
+
+def _named(specs: Iterable[TensorSpec], name: str) -> TensorSpec | None:
+    return next((spec for spec in specs if spec.name == name), None)
+
+
+def _spec(spec: TensorSpec, form: TensorForm, *, moves: bool) -> TensorSpec:
+    shape = tuple(spec.shape[axis] for axis in NCHW_TO_NHWC) if moves else spec.shape
+    return msgspec.structs.replace(spec, dtype=form.types.get(spec.dtype, spec.dtype), shape=shape)

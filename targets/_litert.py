@@ -1,0 +1,134 @@
+"""Starts the process that converts and quantizes, and says what its failures mean."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exporter.artifacts import Signature, canonical
+from exporter.errors import DataError, StageError, shorten
+from exporter.target_api import ConvertRequest
+from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Precision, VariantJob
+
+if TYPE_CHECKING:
+    from exporter.target_api import Arrays
+
+MODULE = "targets._litert_worker"
+SECONDS = 4 * 3600
+
+
+def convert(request: ConvertRequest, precisions: tuple[Precision, ...], files: Mapping[Precision, Path]) -> None:
+    """Writes one .tflite file for each precision, float32 first.
+
+    Raises:
+        StageError: a library cannot do it, or its process ended otherwise.
+        DataError: there are no calibration samples.
+    """
+    if request.program is None:
+        raise StageError("there is no torch program to convert", hint="give a torch model as source")
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="edge-exporter-litert-") as name:
+        folder = Path(name)
+        calibration = None
+        if any(precision in STATIC for precision in precisions):
+            calibration = folder / "calibration.npz"
+            _write_samples(request, calibration)
+        job = ConversionJob(
+            program=str(request.program),
+            inputs=tuple((spec.name, spec.dtype, _fixed(spec.shape)) for spec in request.signature.inputs),
+            outputs=tuple(spec.name for spec in request.signature.outputs),
+            calibration=str(calibration) if calibration else None,
+            observer="moving-average" if request.quantize and request.quantize.observer != "minmax" else "minmax",
+            variants=tuple(VariantJob(precision=one, file=str(files[one])) for one in precisions),
+        )
+        (folder / "job.json").write_bytes(canonical(job))
+        _run(folder, request.signature)
+
+
+def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...]:
+    return tuple(int(size) for size in shape)
+
+
+def _write_samples(request: ConvertRequest, path: Path) -> None:
+    """Calibration samples as the files take them, in batches of the files' fixed size."""
+    import zipfile
+
+    import numpy as np
+
+    count = 0
+    with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for count, arrays in enumerate(_samples(request), start=1):
+            for spec in request.signature.inputs:
+                values = arrays[spec.name]
+                narrow = values.astype(np.int32) if values.dtype == np.int64 else values
+                with archive.open(f"{count:08d}/{spec.name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asarray(narrow), allow_pickle=False)
+    if not count:
+        raise DataError(
+            "there are no calibration samples",
+            where="[calibration]",
+            why="ranges are measured on real inputs, and none are ever made up",
+            hint="give at least as many samples as the model's fixed batch holds",
+        )
+
+
+def _samples(request: ConvertRequest) -> Iterator[Arrays]:
+    return request.calibration() if request.calibration is not None else iter(())
+
+
+def _run(folder: Path, signature: Signature) -> None:
+    environment = {**os.environ, "LITERT_TORCH_SHOW_PROGRESS": "n", "PYTHONHASHSEED": "0"}
+    try:
+        # Its output is this process's: the run log, while a step runs.
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", MODULE, str(folder / "job.json")],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StageError(f"the converter did not end within {SECONDS // 3600} hours") from error
+    if done.returncode == 0:
+        return
+    failed = folder / FAILED
+    if failed.is_file():
+        raise _meaning(msgspec.json.decode(failed.read_bytes(), type=Failure), signature)
+    ending = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    raise StageError(
+        f"the converter's process ended with {ending}",
+        where="converter (litert-torch, ai-edge-quantizer)",
+        why="killed, perhaps for want of memory" if done.returncode == -9 else "it crashed and left no message",
+        hint="the end of its output is in the run log (`-v` shows it); finished steps are kept for the next build",
+    )
+
+
+def _meaning(failure: Failure, signature: Signature) -> StageError:
+    """What a library raised, in the user's terms."""
+    lacking = re.search(r"(?:Lowering not found|No lowering|not.{0,20}lower\w*)\W+([\w.:]+)", failure.message)
+    if failure.stage == "convert" and lacking is not None:
+        return StageError(
+            f"the operator {lacking[1]} has no .tflite form in the converter",
+            where="convert (litert-torch)",
+            why=shorten(failure.message),
+            hint="replace it in the model, or leave the target out: `--target cpu` builds the ONNX bundle",
+        )
+    where = {"convert": "convert to .tflite (litert-torch)"}.get(
+        failure.stage, f"{failure.stage} (ai-edge-quantizer)"
+    )
+    return StageError(
+        f"the model cannot be made a .tflite file: {failure.kind}",
+        where=where,
+        why=shorten(failure.message.strip().splitlines()[-1] if failure.message.strip() else failure.kind),
+        hint="the library's own words are in the run log (`-v` shows it)",
+    )

@@ -1,0 +1,227 @@
+"""torch program -> float .tflite -> quantized .tflite, as a process: `python -m targets._litert_worker JOB`.
+
+The libraries that do it are heavy, slow to import and noisy, and a crash in them must not end a build.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import canonical
+from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, VariantJob, read_job
+
+SIGNATURE = "serving_default"
+
+
+class Samples:
+    """Calibration samples of an npz file, read again on each pass: the quantizer makes two."""
+
+    def __init__(self, path: str) -> None:
+        self._archive = np.load(path, allow_pickle=False)
+        self._keys: dict[str, dict[str, str]] = {}
+        for key in self._archive.files:
+            sample, _, name = key.partition("/")
+            self._keys.setdefault(sample, {})[name] = key
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[np.generic]]]:
+        for names in self._keys.values():
+            yield {name: self._archive[key] for name, key in names.items()}
+
+
+@contextmanager
+def stage(folder: Path, what: str) -> Iterator[None]:
+    """Leaves a library's exception as a file for the parent, and the traceback on stderr for the log."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        failure = Failure(stage=what, kind=type(error).__name__, message=str(error)[:20_000])
+        (folder / FAILED).write_bytes(canonical(failure))
+        sys.exit(1)
+
+
+def convert_float(job: ConversionJob, path: Path) -> None:
+    """Writes the float file, with the user's names.
+
+    torch takes identifiers only as names of arguments, so that the converter sees made-up ones.
+    """
+    import torch
+
+    litert_torch, flatbuffer_utils = library("litert_torch"), library("ai_edge_litert.tools.flatbuffer_utils")
+
+    class Named(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+            self.training = False
+
+        def forward(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = self.inner(*(tensors[placeholder("input", index)] for index in range(len(job.inputs))))
+            return {placeholder("output", index): tensor for index, tensor in enumerate(found)}
+
+    program = torch.export.load(job.program)
+    module: Any = Named(program.module(check_guards=False))
+    example = {
+        placeholder("input", index): torch.zeros(shape, dtype=getattr(torch, dtype))
+        for index, (_, dtype, shape) in enumerate(job.inputs)
+    }
+    if job.channels_last:
+        module, example = channels_last(module, example, job)
+    litert_torch.convert(module, sample_kwargs=example).export(str(path))
+    model = flatbuffer_utils.read_model(str(path))
+    (signature,) = model.signatureDefs
+    names = {placeholder("input", index): name for index, (name, _, _) in enumerate(job.inputs)}
+    names |= {placeholder("output", index): name for index, name in enumerate(job.outputs)}
+    for entry in (*signature.inputs, *signature.outputs):
+        entry.name = names[text(entry.name)]
+    path.unlink()
+    flatbuffer_utils.write_model(model, str(path))
+
+
+def channels_last(module: Any, example: dict[str, Any], job: ConversionJob) -> tuple[Any, dict[str, Any]]:
+    """The module with NHWC inputs, and an example of them: the converter folds the transposition where it can."""
+    import torch
+
+    moved = [
+        placeholder("input", index) for index, (name, _, _) in enumerate(job.inputs) if name in job.channels_last
+    ]
+
+    class ChannelsLast(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+            self.training = False
+
+        def forward(self, **tensors: torch.Tensor) -> Any:
+            return self.inner(**{k: v.permute(0, 3, 1, 2) if k in moved else v for k, v in tensors.items()})
+
+    shown = {k: v.permute(0, 2, 3, 1).contiguous() if k in moved else v for k, v in example.items()}
+    return ChannelsLast(), shown
+
+
+def calibrate(float_file: Path, job: ConversionJob) -> dict[str, Any]:
+    """Ranges of all tensors.
+
+    The quantizer's own calibration is a moving average that clips; the extremes themselves are taken unless the plan
+    says otherwise.
+    """
+    calibrator, recipe = library("ai_edge_quantizer.calibrator"), library("ai_edge_quantizer.recipe")
+    recipe_manager = library("ai_edge_quantizer.recipe_manager")
+    qsv_utils = library("ai_edge_quantizer.utils.qsv_utils")
+    samples = Samples(str(job.calibration))
+    update = {"minmax": qsv_utils.min_max_update, "moving-average": qsv_utils.moving_average_update}[job.observer]
+    rules = recipe_manager.RecipeManager()
+    rules.load_quantization_recipe(recipe.static_wi8_ai8())
+    observing = calibrator.Calibrator(str(float_file), num_threads=1, qsv_update_func=update)
+    observing.calibrate({SIGNATURE: samples}, rules)
+    ranges: dict[str, Any] = observing.get_model_qsvs()
+    if not ranges:
+        raise ValueError(f"calibration saw no tensor in {len(samples)} samples")
+    return ranges
+
+
+def quantize(float_file: Path, variant: VariantJob, ranges: dict[str, Any] | None) -> None:
+    """Writes one quantized file."""
+    qtyping, quantizer = library("ai_edge_quantizer.qtyping"), library("ai_edge_quantizer.quantizer")
+    recipe, recipe_manager = library("ai_edge_quantizer.recipe"), library("ai_edge_quantizer.recipe_manager")
+    operators = qtyping.TFLOperationName
+    rules = recipe_manager.RecipeManager()
+    if variant.precision == "float16":
+        rules.add_quantization_config(
+            ".*",
+            operators.ALL_SUPPORTED,
+            qtyping.OpQuantizationConfig(
+                weight_tensor_config=qtyping.TensorQuantizationConfig(
+                    num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+                ),
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+                explicit_dequantize=True,
+            ),
+            algorithm_key="float_casting",
+        )
+    else:
+        recipes = {
+            "int8": recipe.static_wi8_ai8,
+            "int16x8": recipe.static_wi8_ai16,
+            "dynamic-int8": recipe.dynamic_wi8_afp32,
+        }
+        rules.load_quantization_recipe(recipes[variant.precision]())
+    left = list(variant.exclude)
+    if variant.precision in STATIC and not variant.integer_io:
+        left += ["INPUT", "OUTPUT"]
+    for name in left:
+        rules.add_quantization_config(".*", operators[name], algorithm_key="no_quantize")
+    worker = quantizer.Quantizer(str(float_file), rules.get_quantization_recipe())
+    result = worker.quantize(
+        ranges if variant.precision in STATIC else None, enable_progress_bar=False, enable_progress_report=False
+    )
+    result.export_model(variant.file)
+    mend_signature(float_file, Path(variant.file))
+
+
+def mend_signature(float_file: Path, quantized: Path) -> None:
+    """Points the signature's names at the tensors at the quantized graph's edge.
+
+    Where an output is also an operator's input, the quantizer adds a tensor for the output and leaves the signature
+    with the integer one.
+    """
+    flatbuffer_utils = library("ai_edge_litert.tools.flatbuffer_utils")
+    before, after = (flatbuffer_utils.read_model(str(path)) for path in (float_file, quantized))
+    pairs = zip(before.signatureDefs, after.signatureDefs, strict=True)
+    for old, new in pairs:
+        edges, moved = before.subgraphs[old.subgraphIndex], after.subgraphs[new.subgraphIndex]
+        for side in ("inputs", "outputs"):
+            places = dict(zip(map(int, getattr(edges, side)), map(int, getattr(moved, side)), strict=True))
+            wanted = {text(entry.name): places[int(entry.tensorIndex)] for entry in getattr(old, side)}
+            for entry in getattr(new, side):
+                entry.tensorIndex = wanted[text(entry.name)]
+    quantized.unlink()
+    flatbuffer_utils.write_model(after, str(quantized))
+
+
+def library(name: str) -> Any:
+    """One of the converter's or quantizer's modules: untyped, and imported when it is needed."""
+    return importlib.import_module(name)
+
+
+def placeholder(side: str, index: int) -> str:
+    """A name that torch and the converter take."""
+    return f"{side}_{index}"
+
+
+def text(name: bytes | str) -> str:
+    """A flatbuffer's text, which is read as bytes and written as text."""
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def main() -> None:
+    """Runs one job."""
+    job_file = Path(sys.argv[1])
+    folder = job_file.parent
+    job = read_job(job_file.read_bytes())
+    first, *others = job.variants
+    with stage(folder, "convert"):
+        convert_float(job, Path(first.file))
+    ranges = None
+    if any(variant.precision in STATIC for variant in others):
+        with stage(folder, "calibrate"):
+            ranges = calibrate(Path(first.file), job)
+    for variant in others:
+        with stage(folder, f"quantize to {variant.precision}"):
+            quantize(Path(first.file), variant, ranges)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The one place in a bundle that knows the .tflite runtimes, LiteRT and tflite-runtime. Travels as runtime.py.
+
+A runtime is: NAME, version(), provider(), open_session(), and RuntimeMissing.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LITERT = "ai-edge-litert"
+CANDIDATES = ((LITERT, "ai_edge_litert.interpreter"), ("tflite-runtime", "tflite_runtime.interpreter"))
+"""Distributions and their modules, the preferred one first."""
+PROBE = base64.b64decode(
+    "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAcAAAAhAAAAAMAAAABAAAACAAAAAQABAAEAAAAAQAAABAAAAAMABQAEAAMAAgABAAMAAAA"
+    "EAAAABAAAAAUAAAAGAAAAAAAAAABAAAAAAAAAAEAAAAAAAAAAQAAABAAAAAMAAwACAAAAAAABAAMAAAACAAAAAwAAAABAAAAeAAAAAEAAAABAAAA"
+    "AAAAAA=="
+)
+"""A model without operators whose only tensor is input and output.
+
+A runtime that can be imported may still be unable to open any model: tflite-runtime beside numpy 2 is.
+"""
+DELEGATE = "XNNPACK"
+
+NAME: str
+
+
+class RuntimeMissing(Exception):
+    """No runtime works here; `command` brings one."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"neither {' nor '.join(name for name, _ in CANDIDATES)} works here: {why}")
+        self.command = install_command()
+
+
+class Library(NamedTuple):
+    """A runtime that was proved to work."""
+
+    name: str
+    module: Any
+
+
+def __getattr__(name: str) -> str:
+    # Which of the two is here is known once one of them was tried.
+    if name == "NAME":
+        return _library().name
+    raise AttributeError(name)
+
+
+def install_command() -> str:
+    """The pip command that brings the runtime: the bundle's requirements file where there is one."""
+    path = Path(__file__).resolve().parent / f"requirements-{LITERT}.txt"
+    wanted = f'-r "{path}"' if path.is_file() else LITERT
+    return f"{Path(sys.executable).name or 'python'} -m pip install {wanted}"
+
+
+def version() -> str:
+    """Version of the installed runtime.
+
+    Raises:
+        RuntimeMissing: none works here.
+    """
+    return metadata.version(_library().name)
+
+
+def provider() -> str:
+    """What executes the model inside the runtime."""
+    return f"CPU, {DELEGATE}"
+
+
+class Session:
+    """An open model."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        signatures = interpreter.get_signature_list()
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        self._inputs = _in_order(runner.get_input_details(), interpreter.get_input_details())
+        self._outputs = _in_order(runner.get_output_details(), interpreter.get_output_details())
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """One inference: arrays by input name to arrays by output name."""
+        for name, detail in self._inputs:
+            self._interpreter.set_tensor(detail["index"], feed[name])
+        self._interpreter.invoke()
+        return {name: self._interpreter.get_tensor(detail["index"]) for name, detail in self._outputs}
+
+    def inputs(self) -> list[tuple[str, str, list[int | str]]]:
+        """(name, dtype, shape) of each input as the runtime reports it."""
+        return [_spec(name, detail) for name, detail in self._inputs]
+
+    def outputs(self) -> list[tuple[str, str, list[int | str]]]:
+        """(name, dtype, shape) of each output, as `inputs` does."""
+        return [_spec(name, detail) for name, detail in self._outputs]
+
+
+def open_session(model_path: str, threads: int, affinity: Sequence[int] | None = None) -> Session:
+    """Opens a model for inference on the CPU.
+
+    Args:
+        model_path: the .tflite file.
+        threads: threads that compute one operator; operators run one after another.
+        affinity: CPUs that the process is pinned to already; the runtime's threads inherit that.
+
+    Raises:
+        RuntimeMissing: no runtime works here.
+    """
+    interpreter = _library().module.Interpreter(model_path=model_path, num_threads=threads)
+    interpreter.allocate_tensors()
+    return Session(interpreter)
+
+
+def _in_order(named: Mapping[str, Any], ordered: Sequence[Any]) -> list[tuple[str, Any]]:
+    """The signature's names in the order of the model's tensors."""
+    place = {detail["index"]: number for number, detail in enumerate(ordered)}
+    return sorted(named.items(), key=lambda item: place[item[1]["index"]])
+
+
+def _spec(name: str, detail: Any) -> tuple[str, str, list[int | str]]:
+    return name, detail["dtype"].__name__, [int(size) for size in detail["shape"]]
+
+
+@cache
+def _library() -> Library:
+    """The first runtime that opens a model."""
+    reasons = []
+    for name, module in CANDIDATES:
+        try:
+            library = importlib.import_module(module)
+            library.Interpreter(model_content=PROBE)
+        except Exception as error:  # whatever a broken installation raises
+            reasons.append(f"{name}: {' '.join(str(error).split())[:200] or type(error).__name__}")
+        else:
+            return Library(name, library)
+    raise RuntimeMissing("; ".join(reasons))
