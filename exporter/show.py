@@ -59,10 +59,11 @@ def show_instructions(console: Console, counted: InstructionProfile) -> None:
 def show_profile(console: Console, manifest: Manifest, measured: Profile) -> None:
     """Latency of each variant, and where it was measured."""
     host, settings = measured.host, measured.settings
+    place = f"{measured.provenance} on " + ("" if measured.device == "local" else f"{measured.device}: ")
     console.table(
         PROFILE_COLUMNS,
         profile_rows(measured, manifest),
         title=f"latency in ms: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
-        f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {measured.provenance} on {host.cpu} "
+        f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {place}{host.cpu} "
         f"({host.cores} cores)",
     )

@@ -73,7 +73,9 @@ def left_in_float(coverage: Coverage) -> list[str]:
 
 
 def human_size(size: int) -> str:
-    """Bytes in kB or MB (powers of ten)."""
+    """Bytes in kB, MB or GB (powers of ten)."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 

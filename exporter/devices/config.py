@@ -35,7 +35,9 @@ class DevicePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         threads: threads of the runtime, one number or several to be measured in turn.
         affinity: CPUs to run on.
         keep: what stays on the device: `environment`, `all` (the bundle as well), or `nothing`.
+        ssh_config: ssh: a configuration file to use instead of the user's own.
         connect_seconds: how long reaching the device may take.
+        wait_seconds: how long to wait while another exporter has the device.
         install_seconds: how long making an environment there may take.
         notes: free text, shown by `edge-exporter devices`.
     """
@@ -48,7 +50,9 @@ class DevicePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=1)] | Annotated[tuple[Annotated[int, Meta(ge=1)], ...], Meta(min_length=1)] = ()
     affinity: tuple[Annotated[int, Meta(ge=0)], ...] = ()
     keep: Literal["environment", "all", "nothing"] = "environment"
+    ssh_config: Path | None = None
     connect_seconds: Annotated[float, Meta(gt=0)] = 15.0
+    wait_seconds: Annotated[float, Meta(ge=0)] = 600.0
     install_seconds: Annotated[float, Meta(gt=0)] = 1800.0
     notes: str = ""
 
@@ -72,9 +76,10 @@ class Devices(Struct, frozen=True, kw_only=True):
     named: Mapping[str, DevicePlan]
 
 
+MEASURING = ("folder", "threads", "affinity", "keep", "connect_seconds", "wait_seconds")
 SCHEMES: Mapping[str, Sequence[str]] = {
-    SSH: ("python", "wheels", "folder", "threads", "affinity", "keep", "connect_seconds", "install_seconds"),
-    ADB: ("python", "benchmark_binary", "folder", "threads", "affinity", "keep", "connect_seconds"),
+    SSH: ("python", "wheels", "ssh_config", "install_seconds", *MEASURING),
+    ADB: ("python", "benchmark_binary", *MEASURING),
     EMULATED: (),
 }
 """Keys that act for each kind of address; others would be ignored there, so they are errors."""

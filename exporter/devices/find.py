@@ -8,6 +8,7 @@ from exporter.devices.config import ADB, EMULATED, LOCAL, SSH, NamedDevice
 from exporter.devices.device import Device
 from exporter.devices.emulated import EmulatedDevice
 from exporter.devices.local import LocalDevice
+from exporter.devices.ssh import SshDevice
 from exporter.errors import InputError
 from exporter.store import Store
 
@@ -15,6 +16,7 @@ Make = Callable[[NamedDevice, Store], Device]
 
 KINDS: Mapping[str, Make] = {
     LOCAL: lambda named, store: LocalDevice(),
+    SSH: lambda named, store: SshDevice(named),
 }
 """One maker for each kind of address."""
 
