@@ -179,6 +179,24 @@ class NodeDamage(Value, frozen=True, kw_only=True):
         return min(found, default=math.inf) if self.sqnr_db is not None else math.inf
 
 
+class NodeLatency(Value, frozen=True, kw_only=True):
+    """Time that onnxruntime spent in one node of the graph that it really runs, in a run of its own with a profiler.
+
+    Attributes:
+        node: the node of the file that it came from; None for what onnxruntime added, such as conversions.
+        name: what onnxruntime calls it.
+        op: operator that ran, as in QLinearConv.
+        median_ns: median time of a run in it; the profiler counts whole microseconds.
+        share: of the sum over all nodes.
+    """
+
+    node: str | None
+    name: str
+    op: str
+    median_ns: int
+    share: float
+
+
 class Lint(Value, frozen=True, kw_only=True):
     """Something that may cost an int8 model accuracy or speed.
 

@@ -13,6 +13,7 @@ from exporter.onnx_export.versions import export_opset, opset_for_runtime
 if TYPE_CHECKING:
     from exporter.onnx_export.compare import compare_with_torch
     from exporter.onnx_export.export import export_onnx
+    from exporter.onnx_export.modules import module_paths
     from exporter.onnx_export.normalise import normalise_onnx
     from exporter.onnx_export.prepare import Prepared, prepare_module
     from exporter.onnx_export.program import save_program
@@ -26,6 +27,7 @@ __all__ = [
     "export_onnx",
     "export_opset",
     "mismatch_hint",
+    "module_paths",
     "normalise_onnx",
     "onnx_session",
     "opset_for_runtime",
@@ -40,6 +42,7 @@ _LATE = {
     "compare_with_torch": "compare",
     "export_onnx": "export",
     "mismatch_hint": "reference",
+    "module_paths": "modules",
     "normalise_onnx": "normalise",
     "onnx_session": "session",
     "prepare_module": "prepare",

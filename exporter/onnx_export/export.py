@@ -16,6 +16,7 @@ from exporter.artifacts import Signature, TensorSpec
 from exporter.errors import StageError
 from exporter.onnx_export.failures import export_failure, specialised
 from exporter.onnx_export.graph import read_signature
+from exporter.onnx_export.modules import MODULE, module_of
 from exporter.onnx_export.prepare import Prepared, tensors_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Bytes of weights; protobuf ends at 2 GiB, and a graph with its names needs some of that."""
+WRAPPER = "inner"
+"""Where FlatModule keeps the user's module."""
 _NOISY = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "onnxscript", "onnx_ir")
 
 
@@ -166,7 +169,7 @@ def _separate_names(graph: onnx_ir.Graph) -> None:
 
 
 def _clean(model: onnx_ir.Model, inputs: Sequence[TensorSpec], ir_version: int) -> None:
-    """Gives axes the user's names, and drops what depends on the machine: source paths and stack traces."""
+    """Gives axes the user's names, keeps paths of modules, and drops what depends on the machine."""
     import onnx_ir as ir
 
     model.ir_version = min(model.ir_version, ir_version)
@@ -184,7 +187,9 @@ def _clean(model: onnx_ir.Model, inputs: Sequence[TensorSpec], ir_version: int) 
         if isinstance(graph, ir.Graph):
             values += graph.initializers.values()
         for node in ir.traversal.RecursiveGraphIterator(graph):
+            module = _module(node)
             node.metadata_props.clear()
+            node.metadata_props.update({MODULE: module} if module else {})
             node.doc_string = None
             values += node.outputs
         for value in values:
@@ -192,6 +197,13 @@ def _clean(model: onnx_ir.Model, inputs: Sequence[TensorSpec], ir_version: int) 
             value.doc_string = None
             if value.shape is not None:
                 value.shape = ir.Shape([_renamed(dim, renamed) for dim in value.shape])
+
+
+def _module(node: onnx_ir.Node) -> str:
+    """Path of the user's module that a node came from, without what wraps it for the export."""
+    weights = [str(value.name) for value in node.inputs if value is not None and value.is_initializer()]
+    found = module_of(node.metadata_props, weights) or ""
+    return found.removeprefix(WRAPPER).removeprefix(".")
 
 
 def _renamed(dim: Any, names: Mapping[str, str]) -> int | str | None:
