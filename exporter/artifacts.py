@@ -23,6 +23,7 @@ LintKind = Literal[
     "few-data", "never-seen", "masked", "dead", "constant", "outliers", "unstable", "saturation", "bias-overflow",
     "transposed-axis", "tied-weights", "unfused", "conversions", "float-ops",
 ]  # fmt: skip
+ObserverName = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 Provenance = Literal["native", "emulated", "imported"]
 
 BATCH = "batch"
@@ -92,6 +93,11 @@ class QuantScheme(Value, frozen=True, kw_only=True):
         reduce_range: 7-bit weights, which cannot saturate on x86 CPUs without VNNI.
         observer: how ranges are read off what calibration saw.
         exclude: names of ONNX nodes to leave in float.
+        ops: ONNX operators to quantize; by default all that have an int8 form.
+        equalize: even out the ranges of channels between neighbouring layers first.
+        per_tensor: names of ONNX nodes whose weights get one scale although `per_channel` is on.
+        observers: tensor name to the observer that reads its range instead of `observer`.
+        dynamic: ranges of activations are taken at run time; needs no calibration data.
     """
 
     weights: Literal["int8", "uint8"] = "int8"
@@ -99,26 +105,29 @@ class QuantScheme(Value, frozen=True, kw_only=True):
     per_channel: bool = True
     symmetric_activations: bool = False
     reduce_range: bool = False
-    observer: Literal["minmax", "moving-average", "percentile", "entropy", "mse"] = "minmax"
+    observer: ObserverName = "minmax"
     exclude: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    equalize: bool = False
+    per_tensor: tuple[str, ...] = ()
+    observers: dict[str, ObserverName] = {}
+    dynamic: bool = False
 
     @property
     def needs_histogram(self) -> bool:
-        """Whether the observer reads more than extremes."""
-        return self.observer in ("percentile", "entropy", "mse")
+        """Whether an observer reads more than extremes."""
+        return not {self.observer, *self.observers.values()}.isdisjoint(("percentile", "entropy", "mse"))
 
     @property
     def label(self) -> str:
         """Short name in the field's own terms, as in `u8s8 per-channel minmax`."""
         short = {"int8": "s8", "uint8": "u8"}
-        return " ".join(
-            [
-                short[self.activations] + short[self.weights],
-                "per-channel" if self.per_channel else "per-tensor",
-                self.observer,
-            ]
-            + (["7-bit weights"] if self.reduce_range else [])
-        )
+        words = ["dynamic" if self.dynamic else short[self.activations] + short[self.weights]]
+        words += ["per-channel" if self.per_channel else "per-tensor"]
+        words += [] if self.dynamic else [self.observer]
+        words += ["7-bit weights"] if self.reduce_range else []
+        words += ["equalized"] if self.equalize else []
+        return " ".join(words)
 
 
 class Skipped(Value, frozen=True, kw_only=True):
@@ -221,6 +230,7 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
         cosine: cosine similarity of all values taken as one vector.
         max_abs_error: largest absolute difference of one value.
         top1_agreement: share of rows with the same arg-max over the last axis; None where it does not apply.
+        floating: whether the output holds floats, of which SQNR tells something.
     """
 
     output: str
@@ -228,6 +238,7 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
     cosine: float
     max_abs_error: float
     top1_agreement: float | None = None
+    floating: bool = True
 
 
 class MetricResult(Value, frozen=True, kw_only=True):
@@ -276,6 +287,24 @@ class Tolerance(Value, frozen=True, kw_only=True):
     quantum: float | None = None
 
 
+class Repair(Value, frozen=True, kw_only=True):
+    """A change tried because an int8 model failed the gate, and what it brought; SQNR is the worst output's.
+
+    Attributes:
+        change: in words.
+        kept: whether it stayed.
+        sqnr_db: before and after, in dB; None where outputs are equal bit for bit.
+        metric: before and after; None without labels.
+        quantized: nodes in int8, before and after.
+    """
+
+    change: str
+    kept: bool
+    sqnr_db: tuple[float | None, float | None]
+    metric: tuple[float, float] | None
+    quantized: tuple[int, int]
+
+
 class Variant(Value, frozen=True, kw_only=True):
     """One model file of a bundle: one runtime, one precision.
 
@@ -294,6 +323,7 @@ class Variant(Value, frozen=True, kw_only=True):
     tolerances: dict[str, Tolerance]
     requires: tuple[str, ...] = ()
     specialises: str | None = None
+    repairs: tuple[Repair, ...] = ()
 
 
 class FileEntry(Value, frozen=True, kw_only=True):

@@ -102,13 +102,18 @@ class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class QuantizePlan(QuantScheme, frozen=True, kw_only=True):
-    """`[quantize]`: static int8 with calibration data.
+    """`[quantize]`: int8 with calibration data.
 
     Attributes:
-        enabled: build an int8 variant beside the float one.
+        enabled: build int8 variants beside the float one.
+        try_dynamic: for transformers and LSTMs, build a variant with ranges taken at run time too.
+        budget: what repairing an int8 variant that fails the gate may take: evaluations, or a time as in `"90 s"`;
+            0 repairs nothing.
     """
 
     enabled: bool = True
+    try_dynamic: bool = True
+    budget: Annotated[int, Meta(ge=0)] | Annotated[str, Meta(pattern=r"^[0-9]+ ?s$")] = 16
 
     @property
     def scheme(self) -> QuantScheme:
@@ -121,7 +126,8 @@ class GatePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         max_relative_loss: largest share of the model's metric that may be lost; acts where there are labels.
-        min_sqnr_db: least signal to quantization noise ratio of each output, in dB; off by default.
+        min_sqnr_db: least signal to quantization noise ratio of each output, in dB. By default it acts where there
+            are no labels and no other rule: noise of at most 1 % of the signal's power.
         min_cosine: least cosine similarity of each output with the model's; off by default.
         min_top1_agreement: least share of rows with the model's arg-max; off by default.
     """

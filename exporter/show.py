@@ -10,6 +10,7 @@ from exporter.tables import (
     PROFILE_COLUMNS,
     fidelity_columns,
     fidelity_rows,
+    gate_text,
     instruction_kinds,
     instruction_rows,
     made_for_text,
@@ -30,7 +31,7 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
     )
     for line in variant_lines(manifest):
         console.result(line)
-    console.result(f"gate: {'; '.join(fidelity.gate.rules) if fidelity.gate.rules else fidelity.gate.reason}")
+    console.result(f"gate: {gate_text(fidelity.gate)}")
     console.result("")
     if isinstance(measured, NotMeasured):
         console.result(f"latency: not measured, {measured.reason}; `{measured.command}` measures it")

@@ -8,9 +8,11 @@ from exporter.artifacts import (
     Comparison,
     Coverage,
     DeviceFacts,
+    GateResult,
     InstructionProfile,
     Manifest,
     Profile,
+    Repair,
     Variant,
     VariantProfile,
 )
@@ -51,12 +53,33 @@ def variant_lines(manifest: Manifest) -> list[str]:
     for variant in manifest.variants:
         for line in left_in_float(variant.coverage) if variant.coverage else ():
             groups.setdefault(line, []).append(variant.name)
+    repaired = [
+        f"{variant.name} was repaired: {repair_text(repair)}"
+        for variant in manifest.variants
+        for repair in variant.repairs
+        if repair.kept
+    ]
     lines = [f"{', '.join(names)} leaves in float {line}" for line, names in groups.items()]
-    return lines + [
+    return [*repaired, *lines] + [
         f"{variant.name}: {made_for_text(variant)}; its int8 arithmetic was simulated, not run here"
         for variant in manifest.variants
         if variant.fidelity.arithmetic == "simulated"
     ]
+
+
+def gate_text(gate: GateResult) -> str:
+    """What was asked, and in whose stead."""
+    if not gate.rules:
+        return gate.reason
+    return "; ".join(gate.rules) + (f" ({gate.reason})" if gate.reason else "")
+
+
+def repair_text(repair: Repair) -> str:
+    """A repair in words, with what it brought."""
+    db = " -> ".join("exact" if value is None else f"{value:.1f}" for value in repair.sqnr_db)
+    metric = f", metric {repair.metric[0]:.4f} -> {repair.metric[1]:.4f}" if repair.metric else ""
+    nodes = f", int8 nodes {repair.quantized[0]} -> {repair.quantized[1]}"
+    return f"{repair.change}: SQNR {db} dB{metric}{nodes}{'' if repair.kept else '; not kept'}"
 
 
 def made_for_text(variant: Variant) -> str:

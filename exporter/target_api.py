@@ -80,6 +80,7 @@ class Need(Value, frozen=True, kw_only=True):
         program: hand over the torch program, captured with fixed shapes; a dynamic batch becomes 1.
         calibration: hand over the calibration samples and what `[quantize]` asks for.
         form: how the files take and give tensors, where that is not as the model does.
+        dynamic: whether a dynamically quantized file is welcome too, where the model is one that gains from it.
     """
 
     opset: int
@@ -89,6 +90,7 @@ class Need(Value, frozen=True, kw_only=True):
     program: bool = False
     calibration: bool = False
     form: TensorForm = TensorForm()
+    dynamic: bool = False
 
 
 class VariantFile(Value, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ class CpuTarget:
         minimum = cast(CpuOptions, options).min_runtime
         opset, ir_version = opset_for_runtime(minimum)
         int8 = tuple(INT8[kind] for kind in dict.fromkeys(cast(CpuOptions, options).int8))
-        return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}", int8=int8)
+        return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}", int8=int8, dynamic=True)
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""

@@ -59,6 +59,7 @@ class _Divergence:
             cosine=min(1.0, self.dot / norm) if norm > 0 else float(self.error == 0.0),
             max_abs_error=self.largest,
             top1_agreement=self.agreeing / self.rows if self.rows and floating else None,
+            floating=floating,
         )
 
 

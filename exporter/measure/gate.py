@@ -10,12 +10,14 @@ import msgspec
 from exporter.artifacts import Fidelity, GateResult, OutputFidelity
 from exporter.plan_types import GatePlan
 
+DEFAULT_SQNR_DB = 20.0
+"""What an output keeps at least where nobody said how good it must be: noise of 1 % of the signal's power."""
 ROUNDING = 1e-9
 """A loss of exactly the limit is allowed; dividing two floats must not turn it into a failure."""
 
 
 def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
-    """Judges a fidelity; without labels only the divergence rules can act, and the result says so."""
+    """Judges a fidelity; without labels only divergence rules can act, and the result says so."""
     rules: list[str] = []
     failures: list[str] = []
     if fidelity.metric is not None:
@@ -30,7 +32,12 @@ def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
         _divergence_rules(output, gate, rules, failures)
     _top1_rule(fidelity.outputs, gate, rules, failures)
     if not rules:
-        reason = "no labels and no divergence rule in [gate]: reported, not gated"
+        by_default = msgspec.structs.replace(gate, min_sqnr_db=DEFAULT_SQNR_DB)
+        for output in fidelity.outputs:
+            if output.floating:
+                _divergence_rules(output, by_default, rules, failures)
+    if not rules:
+        reason = "no labels, and no output of floats: reported, not gated"
         return msgspec.structs.replace(fidelity, gate=GateResult(passed=None, reason=reason))
     reason = "" if fidelity.metric else "no labels: gated by divergence from the trained model"
     result = GateResult(passed=not failures, rules=tuple(rules), failures=tuple(failures), reason=reason)

@@ -97,6 +97,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
                 "coverage": variant.coverage,
                 "lints": variant.lints,
                 "fidelity": variant.fidelity,
+                "repairs": variant.repairs,
             }
             for variant in manifest.variants
         ],

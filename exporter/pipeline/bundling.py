@@ -13,7 +13,6 @@ from exporter.artifacts import (
     Choice,
     DataFacts,
     Fidelity,
-    Lint,
     Manifest,
     ModelFacts,
     Signature,
@@ -27,6 +26,7 @@ from exporter.devices import cpu_features, run_self_test
 from exporter.errors import GateError, InputError, closest
 from exporter.events import Note
 from exporter.measure import apply_gate
+from exporter.pipeline.candidates import Candidates, Made
 from exporter.pipeline.converted import check_variants
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_signature
@@ -81,20 +81,26 @@ class Bundling:
         self._check_output(signature)
         reference = job.reference(inputs, float_model)
         samples = checked.calibration.samples if checked.calibration else 0
-        int8 = [
-            job.int8_model(inputs, float_model, wanted, plan.quantize.scheme, samples)
-            for wanted in (need.int8 if plan.quantize.enabled else ())
-        ]
         program = job.program(inputs, checked, data) if need.program else None
-        folder, variants = self._convert(float_model, int8, program, signature)
-        judged = [
-            (variant, evaluate(job, self.target, folder, variant, signature, need.form, reference))
-            for variant in variants
-        ]
-        self._warn_of_chance(judged[0][1], signature)
-        self._gate(judged)
-        lints = {model.file.name: model.lints for model in int8}
-        return self._assemble(folder, judged, signature, checked, data, lints)
+
+        def judge(models: Sequence[Int8Model], only: str | None) -> Made:
+            folder, variants = self._convert(float_model, models, program, signature)
+            judged = [
+                (
+                    variant,
+                    apply_gate(
+                        evaluate(job, self.target, folder, variant, signature, need.form, reference), plan.gate
+                    ),
+                )
+                for variant in variants
+                if only in (None, variant.name)
+            ]
+            return Made(folder=folder, judged=judged, models=models)
+
+        made = Candidates(job, plan, inputs, float_model, samples, judge).settle(need)
+        self._warn_of_chance(made.judged[0][1], signature)
+        self._gate(made.judged)
+        return self._assemble(made, signature, checked, data)
 
     def _inputs(self) -> tuple[TensorSpec, ...]:
         """The model's inputs; all fixed where the target needs the captured program."""
@@ -190,11 +196,9 @@ class Bundling:
             )
             self.steps.emit(Note(text=f"{text}: are labels and classes in the same order?"))
 
-    def _gate(self, judged: list[tuple[VariantFile, Fidelity]]) -> None:
+    def _gate(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> None:
         failures = [
-            f"{variant.name}: {failure}"
-            for variant, fidelity in judged
-            for failure in apply_gate(fidelity, self.plan.gate).gate.failures
+            f"{variant.name}: {failure}" for variant, fidelity in judged for failure in fidelity.gate.failures
         ]
         if failures:
             raise GateError(
@@ -205,25 +209,22 @@ class Bundling:
 
     def _assemble(
         self,
-        folder: Path,
-        judged: list[tuple[VariantFile, Fidelity]],
+        made: Made,
         signature: Signature,
         checked: DataChecked,
         data: Path,
-        lints: Mapping[str, tuple[Lint, ...]],
     ) -> Drafted:
         with self.steps.guarded(f"{self.target.name}: payload"):
             payload = self.target.payload(self.plan.options)
             runner = {name: file_digest(path) for name, path in payload.files.items()}
         resolved = self.job.plan.resolved(self.plan)
-        fidelities = {variant.name: apply_gate(fidelity, self.plan.gate) for variant, fidelity in judged}
-        variants = [variant for variant, _ in judged]
+        folder, variants = made.folder, [variant for variant, _ in made.judged]
         form = self.need.form
         self.notes += form_notes(signature, form)
         for note in self.notes:
             self.steps.emit(Note(text=f"{self.target.name}: {note}"))
         taken = formed_signature(signature, form)
-        draft = self._manifest(variants, fidelities, taken, checked, payload, resolved, lints)
+        draft = self._manifest(made, taken, checked, payload, resolved)
 
         def build(bundle: Path) -> None:
             from exporter.pipeline.expected import Cases, expected_samples
@@ -257,16 +258,17 @@ class Bundling:
 
     def _manifest(
         self,
-        variants: list[VariantFile],
-        fidelities: Mapping[str, Fidelity],
+        made: Made,
         signature: Signature,
         checked: DataChecked,
         payload: Payload,
         resolved: Mapping[str, Any],
-        lints: Mapping[str, tuple[Lint, ...]],
     ) -> Manifest:
         plan = self.job.plan
         digests = self.job.data.digests
+        repairs = {model.file.name: model.repairs for model in made.models}
+        lints = {model.file.name: model.lints for model in made.models}
+        float_variant = made.judged[0][0].name
         return Manifest(
             name=plan.name,
             target=self.target.name,
@@ -280,14 +282,15 @@ class Bundling:
                     scheme=variant.scheme,
                     coverage=variant.coverage,
                     lints=lints.get(variant.name, ()),
-                    fidelity=fidelities[variant.name],
+                    fidelity=fidelity,
                     tolerances={},
                     requires=variant.requires,
                     specialises=variant.specialises,
+                    repairs=repairs.get(variant.name, ()),
                 )
-                for variant in variants
+                for variant, fidelity in made.judged
             ),
-            float_variant=variants[0].name,
+            float_variant=float_variant,
             runtime=payload.runtime,
             samples=checked.cases,
             model=ModelFacts(
@@ -305,7 +308,7 @@ class Bundling:
             notes=self._notes(checked),
             plan=dict(resolved),
             files=(),
-            choice=Choice(variant=variants[0].name, why="no variant was measured yet: the float one runs"),
+            choice=Choice(variant=float_variant, why="no variant was measured yet: the float one runs"),
         )
 
     def _notes(self, checked: DataChecked) -> tuple[str, ...]:
@@ -313,9 +316,10 @@ class Bundling:
         return (*self.job.notes, *self.notes, *((overlap,) if checked.overlap else ()))
 
     def _gate_hint(self) -> str:
-        quantize = self.plan.quantize
-        tries = [] if quantize.observer == "percentile" else ["`--set quantize.observer=percentile`"]
-        tries += [] if quantize.reduce_range else ["`--set quantize.reduce_range=true`"]
-        return ", or ".join(
-            ["try " + " or ".join(tries), "leave nodes in float with [quantize] exclude", "change [gate]"]
+        budget = self.plan.quantize.budget
+        repairs = (
+            "let failing models be repaired with [quantize] budget"
+            if budget == 0
+            else f"allow more repairs than [quantize] budget = {budget!r}"
         )
+        return f"{repairs}, calibrate with more data, leave nodes in float with [quantize] exclude, or change [gate]"

@@ -15,7 +15,7 @@ from exporter.errors import DataError, InputError
 from exporter.events import Note
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.inputs import model_inputs
-from exporter.pipeline.linting import lint_text, lints_for
+from exporter.pipeline.linting import lints_for
 from exporter.pipeline.results import (
     DataChecked,
     Exported,
@@ -207,6 +207,12 @@ class Job:
             samples: calibration samples, for the progress bar.
         """
         scheme = msgspec.structs.replace(base, **wanted.changes)
+        return self.quantized(inputs, float_model, wanted, scheme, samples)
+
+    def quantized(
+        self, inputs: Inputs, float_model: FloatModel, wanted: SchemeNeed, scheme: QuantScheme, samples: int
+    ) -> Int8Model:
+        """A QDQ file with this very scheme; see `int8_model`."""
         calibrated = self._calibrate(inputs, float_model, scheme, self._calibration().batch_size, samples)
 
         def build(folder: Path) -> None:
@@ -221,20 +227,33 @@ class Job:
         parts = {"calibrated": calibrated.content, "scheme": scheme, "versions": versions("onnxruntime", "onnx")}
         stored = self.steps.stored("quantize", 1, parts, build, label=f"quantize ({scheme.label})")
         lints = lints_for(load_json(stored.folder / "lints.json", tuple[Lint, ...]), wanted.requires)
-        if text := lint_text(lints):
-            self.steps.emit(Note(text=f"{wanted.name}: {text}"))
-        coverage = load_json(stored.folder / "coverage.json", Coverage)
-        if not coverage.quantized:
-            self.steps.emit(Note(text="no node became int8: the int8 variant brings nothing"))
-        file = Int8File(
-            name=wanted.name,
-            path=stored.folder / "model.onnx",
-            scheme=scheme,
-            coverage=coverage,
-            requires=wanted.requires,
-            specialises=wanted.specialises,
+        from exporter.quantize import PREPARED
+
+        return Int8Model(
+            file=_int8_file(wanted, stored, scheme),
+            content=stored.content,
+            wanted=wanted,
+            prepared=calibrated.folder / PREPARED,
+            lints=lints,
         )
-        return Int8Model(file=file, content=stored.content, lints=lints)
+
+    def dynamic_model(self, float_model: FloatModel, base: QuantScheme) -> Int8Model:
+        """A file whose weights are int8 and whose ranges are taken at run time."""
+        # Sums of bytes saturate on some CPUs whoever chose the ranges; what calibration decides does not matter here.
+        scheme = QuantScheme(
+            per_channel=base.per_channel, reduce_range=True, exclude=base.exclude, ops=base.ops, dynamic=True
+        )
+
+        def build(folder: Path) -> None:
+            from exporter.quantize import quantize_dynamic
+
+            coverage = quantize_dynamic(float_model.path, folder / "model.onnx", scheme=scheme)
+            (folder / "coverage.json").write_bytes(canonical(coverage))
+
+        parts = {"model": float_model.content, "scheme": scheme, "versions": versions("onnxruntime", "onnx")}
+        stored = self.steps.stored("quantize-dynamic", 1, parts, build, label=f"quantize ({scheme.label})")
+        wanted = SchemeNeed(name="int8-dynamic")
+        return Int8Model(file=_int8_file(wanted, stored, scheme), content=stored.content, wanted=wanted)
 
     def _calibrate(
         self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, batch_size: int, samples: int
@@ -251,6 +270,7 @@ class Job:
                 folder,
                 histogram=histogram,
                 symmetric=scheme.symmetric_activations,
+                equalized=scheme.equalize,
                 batches=self.calibration_batches(inputs),
                 progress=self.steps.progress(label),
             )
@@ -261,6 +281,7 @@ class Job:
             **self.calibration_parts(),
             "histogram": histogram,
             "symmetric": scheme.symmetric_activations,
+            "equalized": scheme.equalize,
             "versions": versions("onnxruntime", "onnx"),
         }
         total = -(-samples // batch_size)
@@ -372,3 +393,14 @@ class Job:
 def _float_model(stored: Stored) -> FloatModel:
     exported = load_json(stored.folder / "export.json", Exported)
     return FloatModel(path=stored.folder / "model.onnx", content=stored.content, exported=exported)
+
+
+def _int8_file(wanted: SchemeNeed, stored: Stored, scheme: QuantScheme) -> Int8File:
+    return Int8File(
+        name=wanted.name,
+        path=stored.folder / "model.onnx",
+        scheme=scheme,
+        coverage=load_json(stored.folder / "coverage.json", Coverage),
+        requires=wanted.requires,
+        specialises=wanted.specialises,
+    )

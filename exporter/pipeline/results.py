@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from exporter.artifacts import Lint, Signature, Value
-from exporter.target_api import Int8File
+from exporter.artifacts import Lint, Repair, Signature, Value
+from exporter.target_api import Int8File, SchemeNeed
 
 T = TypeVar("T")
 
@@ -62,11 +62,22 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A QDQ ONNX file in the store, as a target takes it; `content` is the digest of what is stored."""
+    """An int8 ONNX file in the store, as a target takes it.
+
+    Attributes:
+        file: the file and how it was made.
+        content: digest of what is stored.
+        wanted: what the target asked for.
+        prepared: the float file that it was quantized from; None for a dynamic one.
+        repairs: what was tried because it failed the gate.
+    """
 
     file: Int8File
     content: str
+    wanted: SchemeNeed
+    prepared: Path | None = None
     lints: tuple[Lint, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
 
 def load_json(path: Path, kind: type[T]) -> T:

@@ -1,4 +1,4 @@
-"""Float ONNX to int8: streaming calibration, static QDQ quantization, and what it covered.
+"""Float ONNX to int8: streaming calibration, static and dynamic quantization, what they covered and what they cost.
 
 Importing this room is cheap: its names are looked up when they are first used.
 """
@@ -10,26 +10,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporter.quantize.damage import node_damage
+    from exporter.quantize.dynamic import quantize_dynamic, suits_dynamic
+    from exporter.quantize.equalize import uneven_pairs
     from exporter.quantize.lints import lint
+    from exporter.quantize.prepare import PREPARED
     from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static
     from exporter.quantize.tolerance import int8_tolerance
 
 __all__ = [
+    "PREPARED",
     "calibrate",
     "int8_tolerance",
     "lint",
     "node_damage",
     "quantize_calibrated",
+    "quantize_dynamic",
     "quantize_static",
+    "suits_dynamic",
+    "uneven_pairs",
 ]
 
 _HOMES = {
+    "PREPARED": "prepare",
     "calibrate": "static",
     "int8_tolerance": "tolerance",
     "lint": "lints",
     "node_damage": "damage",
     "quantize_calibrated": "static",
+    "quantize_dynamic": "dynamic",
     "quantize_static": "static",
+    "suits_dynamic": "dynamic",
+    "uneven_pairs": "equalize",
 }
 
 

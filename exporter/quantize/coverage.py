@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-EXCLUDED = "excluded by the plan"
+EXCLUDED = "left in float by name"
 MASKED = "masked values pass through it"
 OVERFLOW = "its bias does not fit into 32 bits at the scales of its input and its weights"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,8 +53,15 @@ class Pair:
     repeat: int
 
 
-def uneven_pairs(model: onnx.ModelProto) -> int:
-    """How many pairs of layers have channels whose ranges differ so much that equalizing them promises something."""
+def uneven_pairs(path: Path) -> int:
+    """How many pairs of layers have channels whose ranges differ so much that equalizing them promises something.
+
+    Args:
+        path: float ONNX file, BatchNorm folded.
+    """
+    import onnx
+
+    model = onnx.load(path)
     weights = _weights(model)
     ratios = (_ranges(weights[pair.first.weight], pair.first.axis) for pair in _pairs(model, weights))
     return sum(1 for ranges in ratios if ranges.max(initial=0) > UNEVEN * max(float(np.median(ranges)), 1e-12))

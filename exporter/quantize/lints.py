@@ -43,7 +43,7 @@ def _lints(
     states = load_states(calibrated / STATES)
     float_model, quantized = onnx.load(calibrated / PREPARED), onnx.load(int8_model)
     yield from few_data(states, scheme.observer, samples)
-    yield from range_lints(states, scheme.observer)
+    yield from range_lints(states, scheme)
     yield from graph_lints(float_model, quantized, scheme, coverage)
     yield from fusion_lints(int8_model, quantized)
     yield from _left_in_float(coverage)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from exporter.artifacts import Lint
+from exporter.artifacts import Lint, ObserverName, QuantScheme
 from exporter.quantize.histogram import Histogram
-from exporter.quantize.observer import MOMENTUM, PERCENTILE, Observed, ObserverName
+from exporter.quantize.observer import MOMENTUM, PERCENTILE, Observed
 from exporter.quantize.states import States, merged, unstable_tensors
 
 FEW_SAMPLES = 32
@@ -58,7 +58,7 @@ def few_data(states: States, observer: ObserverName, samples: int) -> Iterator[L
             )
 
 
-def range_lints(states: States, observer: ObserverName) -> Iterator[Lint]:
+def range_lints(states: States, scheme: QuantScheme) -> Iterator[Lint]:
     """Findings about single tensors."""
     whole = {name: merged(halves) for name, halves in states.items()}
     seen = {name: state for name, state in whole.items() if state.values}
@@ -80,8 +80,8 @@ def range_lints(states: States, observer: ObserverName) -> Iterator[Lint]:
                 action="they are left out of the range, and the nodes at this tensor stay in float",
             )
     yield from _single_valued(seen)
-    yield from _outliers(seen, observer)
-    for name in unstable_tensors(states, observer):
+    yield from _outliers(seen, scheme)
+    for name in unstable_tensors(states, scheme):
         yield Lint(
             kind="unstable",
             subject=name,
@@ -103,7 +103,7 @@ def _single_valued(seen: dict[str, Observed]) -> Iterator[Lint]:
             yield Lint(kind="constant", subject=name, text=text, action=action)
 
 
-def _outliers(seen: dict[str, Observed], observer: ObserverName) -> Iterator[Lint]:
+def _outliers(seen: dict[str, Observed], scheme: QuantScheme) -> Iterator[Lint]:
     found = []
     for name, state in seen.items():
         whole = _width(state.minimum, state.maximum)
@@ -115,9 +115,10 @@ def _outliers(seen: dict[str, Observed], observer: ObserverName) -> Iterator[Lin
             what = "the average sample's"
         width = _width(low, high)
         if width > 0 and whole > OUTLIERS * width:
-            kept = _width(*state.range(observer))
+            kept = _width(*state.range(scheme.observers.get(name, scheme.observer)))
             found.append((whole / width, name, what, kept < 0.5 * whole))
     for ratio, name, what, clipped in sorted(found, reverse=True):
+        observer = scheme.observers.get(name, scheme.observer)
         yield Lint(
             kind="outliers",
             subject=name,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.artifacts import ObserverName
 from exporter.quantize.histogram import Histogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ObserverName = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 
 MOMENTUM = 0.9
 """Weight of the past in the moving average of each sample's extremes."""

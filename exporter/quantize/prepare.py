@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import StageError, shorten
+from exporter.quantize.equalize import equalize
 
 if TYPE_CHECKING:
     import onnx
 
+PREPARED = "prepared.onnx"
+SINGLE_FILE_LIMIT = 1_900_000_000
+"""Protobuf ends at 2 GB; above this the weights go to a file beside the model."""
 BIAS = 2
 """Index of a Gemm's bias among its inputs."""
 
 
-def prepare(model: Path, prepared: Path, large: bool) -> None:
-    """Folds constants and BatchNorm and infers shapes, which the quantizer relies on.
+def prepare(model: Path, prepared: Path, *, large: bool, equalized: bool = False) -> None:
+    """Folds constants and BatchNorm and infers shapes, which the quantizer relies on; `large`: keep weights outside.
 
     Symbolic shape inference does not know every operator; without it the quantizer still works, with fewer shapes.
     """
@@ -38,10 +42,20 @@ def prepare(model: Path, prepared: Path, large: bool) -> None:
                 ) from error
         else:
             break
-    _tidy(prepared, large)
+    _tidy(prepared, large=large, equalized=equalized)
 
 
-def _tidy(path: Path, large: bool) -> None:
+def is_large(model: Path) -> bool:
+    """Whether a model's weights must lie in a file beside it."""
+    return model.stat().st_size + external_size(model) > SINGLE_FILE_LIMIT
+
+
+def external_size(model: Path) -> int:
+    """Bytes of the files beside a model that hold its weights."""
+    return sum(file.stat().st_size for file in model.parent.glob(f"{model.name}.*"))
+
+
+def _tidy(path: Path, *, large: bool, equalized: bool) -> None:
     """Names nodes that have no name, so that each can be left in float, and flattens biases."""
     import onnx
 
@@ -52,6 +66,8 @@ def _tidy(path: Path, large: bool) -> None:
             node.name = _free_name(f"{node.op_type}_{index}", taken)
             taken.add(node.name)
     _flatten_biases(model)
+    if equalized:
+        equalize(model)
     onnx.save(model, path, save_as_external_data=large)
 
 

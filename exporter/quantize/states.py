@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.quantize.observer import Observed, ObserverName
+from exporter.artifacts import QuantScheme
+from exporter.quantize.observer import Observed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,12 +52,13 @@ def merged(halves: tuple[Observed, Observed]) -> Observed:
     return whole
 
 
-def unstable_tensors(states: States, observer: ObserverName) -> list[str]:
+def unstable_tensors(states: States, scheme: QuantScheme) -> list[str]:
     """Tensors whose range depends on which half of the data was seen: more data, or another observer, may help."""
     found = []
     for name, halves in states.items():
         if any(half.values == 0 for half in halves):
             continue
+        observer = scheme.observers.get(name, scheme.observer)
         (low, high), (other_low, other_high) = (half.range(observer) for half in halves)
         spread = max(high, other_high) - min(low, other_low)
         if spread > 0 and max(abs(low - other_low), abs(high - other_high)) > UNSTABLE * spread:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Coverage, QuantScheme
-from exporter.errors import InputError, StageError, closest, shorten
+from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.biases import clipped_biases
 from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
-from exporter.quantize.observer import ObserverName
-from exporter.quantize.prepare import prepare
+from exporter.quantize.details import check_names, one_scale, quant_type
+from exporter.quantize.prepare import PREPARED, external_size, is_large, prepare
 from exporter.quantize.states import States, load_states, merged, save_states
 from exporter.quantize.streaming import observe, tensors_to_observe
 
@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 
     Inputs = Mapping[str, NDArray[np.generic]]
 
-PREPARED = "prepared.onnx"
 PER_CHANNEL_OPSET = 13
 """The first opset whose QuantizeLinear has an axis."""
 STATES = "states.npz"
-SINGLE_FILE_LIMIT = 1_900_000_000
-"""Protobuf ends at 2 GB; above this the weights go to a file beside the model."""
 
 
 def quantize_static(
@@ -46,6 +43,7 @@ def quantize_static(
             Path(folder),
             histogram=scheme.needs_histogram,
             symmetric=scheme.symmetric_activations,
+            equalized=scheme.equalize,
             batches=batches(),
             progress=progress,
         )
@@ -58,6 +56,7 @@ def calibrate(
     *,
     histogram: bool,
     symmetric: bool,
+    equalized: bool,
     batches: Iterable[Inputs],
     progress: Callable[[int], None],
 ) -> None:
@@ -68,6 +67,7 @@ def calibrate(
         folder: where prepared.onnx and states.npz are written.
         histogram: keep histograms, which all observers but min-max and moving average need.
         symmetric: activations will be symmetric, which makes the quantizer ask for more tensors.
+        equalized: even out channels between neighbouring layers first.
         batches: the calibration batches, input name to array.
         progress: called with the number of batches that were observed so far.
 
@@ -78,8 +78,7 @@ def calibrate(
     import onnx
 
     prepared = folder / PREPARED
-    large = model.stat().st_size + _external_size(model) > SINGLE_FILE_LIMIT
-    prepare(model, prepared, large)
+    prepare(model, prepared, large=is_large(model), equalized=equalized)
     tensors = tensors_to_observe(
         onnx.load(prepared, load_external_data=False), quantizable_ops(), symmetric=symmetric
     )
@@ -99,7 +98,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
         Which nodes became int8.
 
     Raises:
-        InputError: `scheme.exclude` names a node that does not exist, or the model's opset is too old.
+        InputError: the scheme names a node, tensor or operator that does not exist, or the model's opset is too old.
         StageError: onnxruntime failed.
     """
     import onnx
@@ -107,7 +106,8 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
     prepared = folder / PREPARED
     states = load_states(folder / STATES)
     _check_opset(prepared, scheme)
-    _check_excluded(prepared, scheme.exclude)
+    graph = onnx.load(prepared, load_external_data=False).graph
+    check_names(graph, scheme, states)
     left = dict.fromkeys(_masked_nodes(prepared, states), MASKED)
     _quantize(prepared, states, output, scheme, left)
     # A large bias gets wider scales of signed weights from onnxruntime; with unsigned ones it is cut to 32 bits.
@@ -119,14 +119,16 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
 
 def _quantize(prepared: Path, states: States, output: Path, scheme: QuantScheme, left: Iterable[str]) -> None:
     """One run of onnxruntime's quantizer, with nodes that stay in float beside the excluded ones."""
+    import onnx
     from onnxruntime import quantization
 
+    graph = onnx.load(prepared, load_external_data=False).graph
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
         # onnxruntime writes beside the model that it reads, and what `calibrate` made is sealed.
         for file in prepared.parent.glob(f"{PREPARED}*"):
             shutil.copyfile(file, Path(temp) / file.name)
-        _write_ranges(ranges, states, scheme.observer)
+        _write_ranges(ranges, states, scheme)
         try:
             quantization.quantize_static(
                 Path(temp) / PREPARED,
@@ -135,13 +137,18 @@ def _quantize(prepared: Path, states: States, output: Path, scheme: QuantScheme,
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
-                activation_type=_quant_type(scheme.activations),
-                weight_type=_quant_type(scheme.weights),
+                activation_type=quant_type(scheme.activations),
+                weight_type=quant_type(scheme.weights),
                 nodes_to_exclude=[*scheme.exclude, *left],
+                op_types_to_quantize=list(scheme.ops) or None,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
                 calibration_cache_path=ranges,
-                use_external_data_format=_external_size(prepared) > 0,
-                extra_options={"ActivationSymmetric": scheme.symmetric_activations, "WeightSymmetric": True},
+                use_external_data_format=external_size(prepared) > 0,
+                extra_options={
+                    "ActivationSymmetric": scheme.symmetric_activations,
+                    "WeightSymmetric": True,
+                    "TensorQuantOverrides": one_scale(graph, scheme),
+                },
             )
         except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
             raise StageError(
@@ -161,7 +168,7 @@ def _masked_nodes(prepared: Path, states: States) -> list[str]:
     return [node.name for node in nodes if tensors.intersection((*node.input, *node.output))]
 
 
-def _write_ranges(path: Path, states: States, observer: ObserverName) -> None:
+def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:
     """Writes ranges in the form that onnxruntime's quantizer reads in place of calibrating itself.
 
     A tensor that was never seen (all its values masked, say) has no range; one value, zero, stands for it.
@@ -172,6 +179,7 @@ def _write_ranges(path: Path, states: States, observer: ObserverName) -> None:
     data: dict[str, TensorData | tuple[Any, ...]] = {}
     for name, halves in states.items():
         whole = merged(halves)
+        observer = scheme.observers.get(name, scheme.observer)
         low, high = whole.range(observer) if whole.values else (0.0, 0.0)
         # Two values stand for (lowest, highest) in onnxruntime's own form.
         data[name] = (np.array([low], np.float32), np.array([high], np.float32))
@@ -189,28 +197,3 @@ def _check_opset(prepared: Path, scheme: QuantScheme) -> None:
             where="quantize.per_channel",
             hint="`--set quantize.per_channel=false`, or convert the model with onnx.version_converter",
         )
-
-
-def _check_excluded(prepared: Path, excluded: tuple[str, ...]) -> None:
-    if not excluded:
-        return
-    import onnx
-
-    names = [node.name for node in onnx.load(prepared, load_external_data=False).graph.node]
-    unknown = [f"'{name}'{closest(name, names)}" for name in excluded if name not in names]
-    if unknown:
-        raise InputError(
-            f"no node is called {', '.join(unknown)}",
-            where="quantize.exclude",
-            hint="node names are those of the exported ONNX graph",
-        )
-
-
-def _quant_type(name: str) -> Any:
-    from onnxruntime.quantization import QuantType
-
-    return {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}[name]
-
-
-def _external_size(model: Path) -> int:
-    return sum(file.stat().st_size for file in model.parent.glob(f"{model.name}.*"))

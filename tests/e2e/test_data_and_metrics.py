@@ -23,7 +23,7 @@ def place(shared_place: Workplace) -> Workplace:
     return shared_place
 
 
-def test_calibration_alone_gives_divergence_and_the_gate_says_that_it_could_not_act(place):
+def test_calibration_alone_gives_divergence_and_the_gate_acts_on_that_and_says_so(place):
     place.write("alone.toml", toml_plan(CALIBRATED))
     target, _ = place.built("alone.toml", "--no-profile")
     for variant in target["variants"]:
@@ -31,11 +31,11 @@ def test_calibration_alone_gives_divergence_and_the_gate_says_that_it_could_not_
         assert fidelity["data"] == "calibration"
         assert fidelity["samples"] == 16
         assert fidelity["metric"] is None
-        assert fidelity["gate"]["passed"] is None
-        assert fidelity["gate"]["reason"] == "no labels and no divergence rule in [gate]: reported, not gated"
+        assert fidelity["gate"]["passed"] is True
+        assert fidelity["gate"]["reason"] == "no labels: gated by divergence from the trained model"
     assert target["variants"][1]["fidelity"]["outputs"][0]["sqnr_db"] > 20
     table = place.run("build", "alone.toml", "--no-profile").out
-    assert "no labels and no divergence rule in [gate]" in table
+    assert "gate: SQNR in dB of 'scores': at least 20 (no labels: gated by divergence" in table
 
 
 def test_held_out_data_without_labels_are_what_divergence_is_measured_on(place):
@@ -156,7 +156,9 @@ def test_a_failed_gate_publishes_nothing_and_names_metric_values_and_limit(place
     )
     evaluation = {"data": "eval.npz", "labels": "y", "metric": "strict.py:exactness"}
     gate = {"max_relative_loss": 0.0, "min_sqnr_db": 90.0}
-    place.write("gate.toml", toml_plan({**CALIBRATED, "evaluation": evaluation, "gate": gate}))
+    place.write(
+        "gate.toml", toml_plan({**CALIBRATED, "evaluation": evaluation, "gate": gate, "quantize": {"budget": 0}})
+    )
     output = tmp_path / "out"
     result = place.run("build", "gate.toml", "--no-profile", "--output", output)
     assert result.code == 7
@@ -178,7 +180,7 @@ def test_a_relative_loss_above_the_limit_fails_with_both_values(place, tmp_path)
         "    return float(len(np.unique(scores)))\n",
     )
     evaluation = {"data": "eval.npz", "labels": "y", "metric": "steps.py:fine"}
-    place.write("loss.toml", toml_plan({**CALIBRATED, "evaluation": evaluation}))
+    place.write("loss.toml", toml_plan({**CALIBRATED, "evaluation": evaluation, "quantize": {"budget": 0}}))
     result = place.run("build", "loss.toml", "--no-profile", "--output", tmp_path / "out")
     assert result.code == 7, result.err
     line = next(line for line in result.err.splitlines() if "fine fell from" in line)

@@ -14,9 +14,10 @@ from hypothesis.extra import numpy as npst
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
+from exporter.artifacts import ObserverName, QuantScheme
 from exporter.errors import StageError
 from exporter.quantize.coverage import quantizable_ops
-from exporter.quantize.observer import Observed, ObserverName
+from exporter.quantize.observer import Observed
 from exporter.quantize.states import load_states, merged, save_states, unstable_tensors
 from exporter.quantize.streaming import observe, tensors_to_observe
 
@@ -229,7 +230,7 @@ def test_tensors_whose_halves_disagree_are_named():
     random = np.random.default_rng(0)
     steady = (observed(random.uniform(-1, 1, 1000)), observed(random.uniform(-1, 1, 1000)))
     shifted = (observed(random.uniform(-1, 1, 1000)), observed(random.uniform(-1, 5, 1000)))
-    assert unstable_tensors({"steady": steady, "shifted": shifted}, "minmax") == ["shifted"]
+    assert unstable_tensors({"steady": steady, "shifted": shifted}, QuantScheme()) == ["shifted"]
 
 
 @given(VALUES, st.integers(1, 5), st.sampled_from([-np.inf, np.inf, np.nan, np.finfo(np.float32).min, -1e9]))

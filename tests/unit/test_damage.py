@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exporter.artifacts import NodeDamage, QuantScheme
 from exporter.errors import StageError
 from exporter.quantize import calibrate, node_damage, quantize_calibrated
-from exporter.quantize.static import PREPARED
+from exporter.quantize.prepare import PREPARED
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -39,7 +39,7 @@ def damage(
     calibrated = folder / "calibrated"
     calibrated.mkdir()
     calibrate(
-        folder / "float.onnx", calibrated, histogram=False, symmetric=False, batches=batches,
+        folder / "float.onnx", calibrated, histogram=False, symmetric=False, equalized=False, batches=batches,
         progress=lambda done: None,
     )  # fmt: skip
     (folder / "int8").mkdir()

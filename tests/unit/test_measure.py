@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -195,10 +196,19 @@ def test_the_relative_loss_of_a_metric_is_gated_by_default(value, passed):
         assert "the gate allows 1.00%" in failure
 
 
-def test_without_labels_and_rules_nothing_is_gated_and_the_reason_is_told():
-    result = apply_gate(fidelity(), GatePlan()).gate
+@pytest.mark.parametrize(("sqnr", "passed"), [(20.0, True), (19.9, False), (None, True)])
+def test_without_labels_and_rules_the_divergence_from_the_model_is_gated_and_that_is_said(sqnr, passed):
+    result = apply_gate(fidelity(sqnr=sqnr), GatePlan()).gate
+    assert result.passed is passed
+    assert result.rules == ("SQNR in dB of 'y': at least 20",)
+    assert result.reason == "no labels: gated by divergence from the trained model"
+
+
+def test_outputs_that_are_not_floats_have_no_noise_to_gate_and_the_reason_is_told():
+    whole = OutputFidelity(output="y", sqnr_db=3.0, cosine=1.0, max_abs_error=1.0, floating=False)
+    result = apply_gate(msgspec.structs.replace(fidelity(), outputs=(whole,)), GatePlan()).gate
     assert (result.passed, result.rules, result.failures) == (None, (), ())
-    assert "no labels and no divergence rule" in result.reason
+    assert "no labels, and no output of floats" in result.reason
 
 
 def test_exact_outputs_pass_any_sqnr():

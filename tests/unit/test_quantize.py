@@ -16,6 +16,7 @@ from support import quadrant_onnx, quadrants
 
 from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError
+from exporter.onnx_export import onnx_session
 from exporter.quantize import int8_tolerance, quantize_static
 
 SCHEME = QuantScheme()
@@ -216,7 +217,7 @@ def test_what_has_no_int8_form_is_float_and_the_reason_is_told(tmp_path):
 def test_an_excluded_node_is_float_and_says_that_the_plan_did_it(tmp_path):
     coverage, model = cnn(tmp_path, QuantScheme(exclude=("matmul",)))
     (skipped,) = [skipped for skipped in coverage.skipped if skipped.node == "matmul"]
-    assert skipped.reason == "excluded by the plan"
+    assert skipped.reason == "left in float by name"
     assert coverage.quantized == coverage.eligible - 1
     assert "head" in values(model)
 
@@ -286,3 +287,75 @@ def test_an_output_computed_in_float_gets_a_255th_of_its_range_and_integers_none
     assert tolerances["scores"].quantum is None
     assert tolerances["scores"].atol == pytest.approx(5.1 / 255, rel=0.02)
     assert tolerances["index"].atol == 0
+
+
+def test_nodes_named_get_one_scale_for_their_weights(tmp_path):
+    _, model = cnn(tmp_path)
+    several = {name: scale.size for name, (_, scale, _, _) in weights_of(model).items()}
+    conv = next(node.name for node in onnx.load(tmp_path / "float.onnx").graph.node if node.op_type == "Conv")
+    _, model = cnn(tmp_path, QuantScheme(per_tensor=(conv,)))
+    sizes = {name: scale.size for name, (_, scale, _, _) in weights_of(model).items()}
+    assert sum(size == 1 for size in sizes.values()) == 1 + sum(size == 1 for size in several.values())
+
+
+def test_operators_named_are_quantized_and_no_others(tmp_path):
+    coverage, _ = cnn(tmp_path, QuantScheme(ops=("Conv",)))
+    assert set(coverage.quantized_ops) == {"Conv"}
+
+
+def test_a_tensor_named_gets_the_range_of_its_own_observer(tmp_path):
+    images, _ = quadrants(16, seed=1)
+    images[0, 0, 0, 0] = 50.0  # An outlier, which the average of the samples forgets.
+    feeds = [{"image": images}]
+
+    def scale(scheme: QuantScheme) -> float:
+        _, model = quantized(tmp_path, quadrant_onnx(), scheme, feeds)
+        stored = values(model)
+        first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+        assert first.input[0] == "image"
+        return float(stored[first.input[1]])
+
+    assert scale(QuantScheme(observers={"image": "moving-average"})) < scale(SCHEME)
+    assert scale(QuantScheme(observers={"image": "moving-average"})) == scale(QuantScheme(observer="moving-average"))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "where"),
+    [
+        (QuantScheme(exclude=("con",)), "quantize.exclude"),
+        (QuantScheme(per_tensor=("con",)), "quantize.per_tensor"),
+        (QuantScheme(ops=("Cnov",)), "quantize.ops"),
+        (QuantScheme(observers={"imag": "mse"}), "quantize.observers"),
+    ],
+)
+def test_names_that_the_graph_does_not_have_are_refused(tmp_path, scheme, where):
+    with pytest.raises(InputError) as caught:
+        cnn(tmp_path, scheme)
+    assert caught.value.where == where
+    if where in ("quantize.ops", "quantize.observers"):
+        assert "did you mean" in caught.value.what
+
+
+def test_a_rescaled_network_is_saved_by_evening_out_its_channels(tmp_path):
+    """The same function as an ordinary net, with channels scaled up before the Relu and down after it."""
+    draw = np.random.default_rng(0)
+    uneven = np.exp(draw.uniform(-6, 6, 16)).astype(np.float32)
+    first = draw.normal(size=(16, 3, 3, 3)).astype(np.float32) * uneven[:, None, None, None]
+    second = draw.normal(size=(8, 16, 3, 3)).astype(np.float32) / uneven[None, :, None, None]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "w2"], ["y"], name="second"),
+    ]
+    model = make(nodes, {"x": [None, 3, 8, 8]}, {"y": [None, 8, 4, 4]}, {"w1": first, "w2": second})
+    x = draw.normal(size=(8, 3, 8, 8)).astype(np.float32)
+    onnx.save(model, tmp_path / "reference.onnx")
+    wanted = onnx_session(tmp_path / "reference.onnx")({"x": x})["y"]
+
+    def noise_db(scheme: QuantScheme) -> float:
+        quantized(tmp_path, model, scheme, [{"x": x}])
+        got = onnx_session(tmp_path / "out" / "model.onnx", simulated=True)({"x": x})["y"]
+        return float(10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()))
+
+    assert noise_db(SCHEME) < 20
+    assert noise_db(QuantScheme(equalize=True)) > 30

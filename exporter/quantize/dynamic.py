@@ -1,0 +1,111 @@
+"""Dynamic int8: weights in int8, ranges of activations taken at run time, for each inference anew.
+
+For transformers and recurrent nets: their matrix products take most of the time, and their activations have outliers
+that one calibrated range serves badly. Convolutions stay float: their dynamic form is slower than float.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import Coverage, QuantScheme, Skipped
+from exporter.errors import StageError, shorten
+from exporter.quantize.coverage import EXCLUDED
+from exporter.quantize.details import check_names, quant_type
+from exporter.quantize.prepare import PREPARED, external_size, is_large, prepare
+
+if TYPE_CHECKING:
+    import onnx
+
+PRODUCTS = ("MatMul", "Gemm", "Attention")
+OPS = ("MatMul", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
+"""What onnxruntime quantizes dynamically, but convolutions; a Gemm becomes a MatMul first."""
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def suits_dynamic(model: Path) -> bool:
+    """Whether a float ONNX file is a transformer or a recurrent net: what dynamic int8 is worth trying for."""
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    attention = any(
+        node.op_type in ("Attention", "MultiHeadAttention")
+        or (node.op_type == "MatMul" and constant.isdisjoint(node.input))
+        for node in graph.node
+    )
+    products = any(node.op_type in PRODUCTS and not constant.isdisjoint(node.input) for node in graph.node)
+    return (attention and products) or any(node.op_type == "LSTM" for node in graph.node)
+
+
+def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Coverage:
+    """Quantizes the weights of a float ONNX file's products and recurrent layers.
+
+    Args:
+        model: the float file.
+        output: where the quantized file is written.
+        scheme: type and granularity of weights, nodes to leave in float.
+
+    Returns:
+        Which nodes became int8.
+
+    Raises:
+        InputError: the scheme names a node or operator that does not exist.
+        StageError: onnxruntime failed.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix="prepared-") as temp:
+        prepared = Path(temp) / PREPARED
+        prepare(model, prepared, large=is_large(model), equalized=scheme.equalize)
+        graph = onnx.load(prepared, load_external_data=False).graph
+        check_names(graph, scheme, ())
+        try:
+            quantization.quantize_dynamic(
+                prepared,
+                output,
+                op_types_to_quantize=[op for op in OPS if not scheme.ops or op in scheme.ops],
+                per_channel=scheme.per_channel,
+                reduce_range=scheme.reduce_range,
+                weight_type=quant_type(scheme.weights),
+                nodes_to_exclude=list(scheme.exclude),
+                use_external_data_format=external_size(prepared) > 0,
+                extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+            )
+        except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
+            raise StageError(
+                "onnxruntime could not quantize the model dynamically",
+                where=output.name,
+                why=shorten(f"{type(error).__name__}: {error}"),
+                hint="`--set quantize.try_dynamic=false` leaves this variant out",
+            ) from error
+        return _coverage(graph, output, scheme)
+
+
+def _coverage(graph: onnx.GraphProto, output: Path, scheme: QuantScheme) -> Coverage:
+    import onnx
+
+    constant = {tensor.name for tensor in graph.initializer}
+    kept = {node.name for node in onnx.load(output, load_external_data=False).graph.node}
+    quantized: Counter[str] = Counter()
+    skipped = []
+    for node in graph.node:
+        if node.op_type not in (*PRODUCTS, *RECURRENT, "Conv", "ConvTranspose"):
+            continue
+        computed = node.op_type in PRODUCTS and constant.isdisjoint(node.input)
+        if node.name not in kept and not computed:
+            quantized[node.op_type] += 1
+            continue
+        reason = "none of its inputs is constant" if computed else "onnxruntime has no fast dynamic form of it"
+        reason = EXCLUDED if node.name in scheme.exclude else reason
+        skipped.append(Skipped(node=node.name, op=node.op_type, reason=reason))
+    return Coverage(
+        eligible=quantized.total() + len(skipped),
+        quantized=quantized.total(),
+        skipped=tuple(skipped),
+        quantized_ops=dict(sorted(quantized.items())),
+    )

@@ -1,0 +1,100 @@
+"""Dynamic int8: for which models it is offered, what becomes int8, and how near it stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support import quadrant_onnx
+
+from exporter.artifacts import QuantScheme
+from exporter.errors import InputError
+from exporter.onnx_export import onnx_session
+from exporter.quantize import quantize_dynamic, suits_dynamic
+
+SCHEME = QuantScheme(dynamic=True, reduce_range=True)
+WIDTH = 32
+
+
+def net(nodes: list[Any], weights: dict[str, Any], width: int = WIDTH) -> Any:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 12, width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def weight(seed: int, *shape: int) -> Any:
+    return (np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+
+def attention() -> Any:
+    """One head: products with constant weights, and two of computed values."""
+    nodes = [
+        *[helper.make_node("MatMul", ["x", name], [name.lower()], name=name) for name in ("Q", "K", "V")],
+        helper.make_node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["s"], name="scores"),
+        helper.make_node("Softmax", ["s"], ["p"], name="softmax"),
+        helper.make_node("MatMul", ["p", "v"], ["m"], name="mix"),
+        helper.make_node("MatMul", ["m", "O"], ["y"], name="out"),
+    ]
+    return net(nodes, {name: weight(index, WIDTH, WIDTH) for index, name in enumerate("QKVO")})
+
+
+def lstm() -> Any:
+    hidden = 16
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="turn", perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "W", "R"], ["h"], name="lstm", hidden_size=hidden),
+        helper.make_node("Squeeze", ["h", "one"], ["y"], name="squeeze"),
+    ]
+    weights = {"W": weight(1, 1, 4 * hidden, WIDTH), "R": weight(2, 1, 4 * hidden, hidden), "one": np.array([1])}
+    return net(nodes, weights)
+
+
+def saved(folder: Path, model: Any) -> Path:
+    path = folder / "float.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("model", "suits"), [(attention, True), (lstm, True), (quadrant_onnx, False)])
+def test_it_is_offered_to_transformers_and_lstms(tmp_path, model, suits):
+    assert suits_dynamic(saved(tmp_path, model())) is suits
+
+
+@pytest.mark.parametrize(("model", "ops"), [(attention, {"MatMul": 4}), (lstm, {"LSTM": 1})])
+def test_weights_become_int8_and_answers_stay_near(tmp_path, model, ops):
+    path = saved(tmp_path, model())
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "model.onnx"
+    coverage = quantize_dynamic(path, output, scheme=SCHEME)
+    assert coverage.quantized_ops == ops
+    assert [file.name for file in output.parent.iterdir()] == ["model.onnx"], "nothing is left beside it"
+    x = np.random.default_rng(0).normal(size=(3, 12, WIDTH)).astype(np.float32)
+    wanted, got = (onnx_session(file)({"x": x})["y"] for file in (path, output))
+    assert 10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()) > 25
+    assert output.stat().st_size < 0.6 * path.stat().st_size
+
+
+def test_products_of_computed_values_stay_float_and_that_is_said(tmp_path):
+    coverage = quantize_dynamic(saved(tmp_path, attention()), tmp_path / "int8.onnx", scheme=SCHEME)
+    assert {skipped.node: skipped.reason for skipped in coverage.skipped} == {
+        "scores": "none of its inputs is constant",
+        "mix": "none of its inputs is constant",
+    }
+
+
+def test_nodes_named_stay_float(tmp_path):
+    path = saved(tmp_path, attention())
+    coverage = quantize_dynamic(path, tmp_path / "int8.onnx", scheme=QuantScheme(dynamic=True, exclude=("out",)))
+    assert coverage.quantized_ops == {"MatMul": 3}
+    with pytest.raises(InputError, match="no node is called 'oot'"):
+        quantize_dynamic(path, tmp_path / "other.onnx", scheme=QuantScheme(dynamic=True, exclude=("oot",)))

@@ -1,0 +1,164 @@
+"""Repairing an int8 model: the cheapest change first, no more nodes in float than needed, never over the budget."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.artifacts import (
+    Coverage,
+    Fidelity,
+    GateResult,
+    MetricResult,
+    NodeDamage,
+    OutputFidelity,
+    QuantScheme,
+)
+from exporter.pipeline.repair import Budget, Judged, Repairing, Workshop
+from exporter.pipeline.results import Int8Model
+from exporter.target_api import Int8File, SchemeNeed
+
+
+class Net:
+    """A made-up network: each node brings noise, a scheme can take some of it away, the gate allows so much."""
+
+    def __init__(self, noise: dict[str, float], allowed: float, *, uneven: int = 0, metric: bool = False) -> None:
+        self.noise = noise
+        self.allowed = allowed
+        self.uneven = uneven
+        self.metric = metric
+        self.judged: list[QuantScheme] = []
+
+    def total(self, scheme: QuantScheme) -> float:
+        kept = {name: value for name, value in self.noise.items() if name not in scheme.exclude}
+        for name in scheme.observers:
+            if name in kept:
+                kept[name] /= 2
+        return sum(kept.values()) / (4 if scheme.equalize else 1)
+
+    def judge(self, scheme: QuantScheme) -> Judged:
+        self.judged.append(scheme)
+        total = self.total(scheme)
+        failures = ("too much noise",) if total > self.allowed else ()
+        quality = MetricResult(name="accuracy", reference=1.0, value=1 - total, relative_loss=total)
+        fidelity = Fidelity(
+            reference="torch",
+            reference_digest="",
+            samples=1,
+            data="evaluation",
+            outputs=(
+                OutputFidelity(
+                    output="y", sqnr_db=-10 * math.log10(total) if total else None, cosine=1, max_abs_error=0
+                ),
+            ),
+            metric=quality if self.metric else None,
+            gate=GateResult(passed=not failures, failures=failures),
+        )
+        count = sum(name not in scheme.exclude for name in self.noise)
+        file = Int8File(
+            name="int8",
+            path=Path("model.onnx"),
+            scheme=scheme,
+            coverage=Coverage(eligible=len(self.noise), quantized=count),
+        )
+        return Judged(model=Int8Model(file=file, content="", wanted=SchemeNeed()), fidelity=fidelity)
+
+    def rank(self, model: Int8Model) -> list[NodeDamage]:
+        left = [name for name in self.noise if name not in model.file.scheme.exclude]
+        found = [
+            NodeDamage(
+                node=name,
+                op="Conv",
+                output=name,
+                bits=8,
+                range=(0, 1),
+                sqnr_db=-self.noise[name],
+                channel_db=None,
+                accumulated_db=None,
+            )
+            for name in left
+        ]
+        return sorted(found, key=lambda damage: damage.score)
+
+    def repair(self, budget: int | str = 1000, scheme: QuantScheme | None = None, **options: Any) -> Judged:
+        first = self.judge(scheme or QuantScheme(reduce_range=True))
+        self.judged.clear()
+        workshop = Workshop(judge=self.judge, rank=self.rank, uneven=lambda model: self.uneven)
+        self.repairing = Repairing(first, workshop, Budget(budget, **options))
+        return self.repairing.run()
+
+
+noises = st.dictionaries(st.text("abcdefgh", min_size=1), st.floats(0.001, 1), min_size=2, max_size=20)
+
+
+@given(noise=noises, share=st.floats(0.0, 1.0), metric=st.booleans())
+def test_the_gate_is_met_where_one_node_may_stay_int8_and_no_node_is_float_in_vain(noise, share, metric):
+    net = Net(noise, allowed=share * sum(noise.values()), metric=metric)
+    repaired = net.repair()
+    best = repaired.model.file.scheme
+    everything_but_the_quietest = QuantScheme(exclude=tuple(sorted(noise, key=noise.__getitem__)[1:]))
+    if net.total(everything_but_the_quietest) <= net.allowed:
+        assert repaired.passed
+    if repaired.passed and best.exclude:
+        one_less = best.exclude[:-1]
+        assert net.total(QuantScheme(exclude=one_less, observers=best.observers)) > net.allowed
+    if repaired.passed:
+        assert repaired.model.file.coverage.quantized > 0
+
+
+@given(noise=noises, budget=st.integers(0, 12))
+def test_no_more_evaluations_than_the_budget_and_the_best_is_kept(noise, budget):
+    net = Net(noise, allowed=0.0)
+    repaired = net.repair(budget)
+    assert len(net.judged) <= budget
+    assert net.total(repaired.model.file.scheme) == min(
+        [net.total(QuantScheme()), *(net.total(scheme) for scheme in net.judged)]
+    )
+
+
+def test_channels_are_evened_out_before_anything_else_and_only_where_that_promises_something():
+    net = Net({"a": 1.0, "b": 1.0}, allowed=0.6, uneven=3)
+    repaired = net.repair()
+    assert repaired.passed
+    assert [scheme.equalize for scheme in net.judged] == [True]
+    assert repaired.model.repairs[0].change == "channels evened out between layers (3 uneven pairs)"
+    net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
+    net.repair()
+    assert not any(scheme.equalize for scheme in net.judged)
+
+
+def test_another_observer_for_the_worst_tensors_comes_before_nodes_in_float():
+    net = Net({"a": 1.0, "b": 0.1, "c": 0.1, "d": 0.1}, allowed=0.8)
+    repaired = net.repair()
+    assert repaired.model.file.scheme.observers == {"a": "mse"}
+    assert repaired.model.file.scheme.exclude == ()
+
+
+def test_full_range_weights_are_tried_with_a_bit_less():
+    net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
+    net.repair(scheme=QuantScheme(reduce_range=False))
+    assert net.judged[0].reduce_range
+
+
+def test_every_change_is_reported_with_what_it_brought():
+    net = Net({"a": 1.0, "b": 0.1, "c": 0.1, "d": 0.1}, allowed=0.05, metric=True)
+    repairs = net.repair().model.repairs
+    assert len(repairs) == len(net.judged)
+    kept = [repair for repair in repairs if repair.kept]
+    assert kept
+    for repair in kept:
+        assert repair.metric is not None
+        before, after = repair.metric
+        assert after > before or repair.quantized[1] > repair.quantized[0]
+
+
+def test_a_budget_of_seconds_ends_when_they_are_over():
+    ticks = iter(range(100))
+    net = Net({"a": 1.0, "b": 1.0, "c": 1.0}, allowed=0.0)
+    net.repair("3 s", clock=lambda: float(next(ticks)))
+    assert len(net.judged) == 2
+    assert net.repairing.ended
