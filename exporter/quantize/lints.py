@@ -12,8 +12,9 @@ from exporter.artifacts import Coverage, Lint, QuantScheme
 from exporter.quantize.fusion import fusion_lints
 from exporter.quantize.lints_graph import graph_lints
 from exporter.quantize.lints_ranges import few_data, range_lints
+from exporter.quantize.prepare import PREPARED
 from exporter.quantize.states import load_states
-from exporter.quantize.static import PREPARED, STATES
+from exporter.quantize.static import STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -56,7 +56,7 @@ def calibrate(
     *,
     histogram: bool,
     symmetric: bool,
-    equalized: bool,
+    equalized: bool = False,
     batches: Iterable[Inputs],
     progress: Callable[[int], None],
 ) -> None:
