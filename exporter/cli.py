@@ -18,6 +18,16 @@ FILE = click.Path()
 """Text that may be a file: shells complete it as one, and nothing is asked of it here."""
 
 
+JOBS = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that calibrate; the result is the same.",
+)
+
+
 def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from exporter.registry import target_names
 
@@ -125,6 +135,7 @@ def cli() -> None:
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
 @click.option("--no-profile", is_flag=True, help="Do not measure latency; the float variant stays the default.")
 @click.option("--keep-going", is_flag=True, help="Go on with other targets when one fails (exit code 8).")
+@JOBS
 @_common
 def build(**options: Any) -> None:
     """Build one bundle per target from a plan, or straight from a model."""

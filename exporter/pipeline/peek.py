@@ -33,7 +33,7 @@ class _PeekSteps(Steps):
     """Finds results and never builds one."""
 
     def __init__(self, steps: Steps) -> None:
-        super().__init__(steps.store, lambda event: None, steps.log)
+        super().__init__(steps.store, lambda event: None, steps.log, steps.jobs)
         self.seen: list[tuple[str, bool]] = []
 
     def stored(

@@ -77,9 +77,17 @@ class RunLog:
 
 
 class Steps:
-    """Runs steps against a store."""
+    """Runs steps against a store.
 
-    def __init__(self, store: Store, emit: Emit, log: RunLog) -> None:
+    Args:
+        store: keeps their results.
+        emit: is told what goes on.
+        log: takes what libraries print.
+        jobs: processes that a step may use where it can be split; they never change its result.
+    """
+
+    def __init__(self, store: Store, emit: Emit, log: RunLog, jobs: int = 1) -> None:
+        self.jobs = jobs
         self.store = store
         self.emit = emit
         self.log = log

@@ -59,6 +59,7 @@ def calibrate(
     equalized: bool = False,
     batches: Iterable[Inputs],
     progress: Callable[[int], None],
+    jobs: int = 1,
 ) -> None:
     """Prepares a float ONNX file and observes its tensors on the calibration data.
 
@@ -70,6 +71,7 @@ def calibrate(
         equalized: even out channels between neighbouring layers first.
         batches: the calibration batches, input name to array.
         progress: called with the number of batches that were observed so far.
+        jobs: processes that observe; they change nothing in the result.
 
     Raises:
         StageError: onnxruntime could not prepare or run the model, or there was no data.
@@ -82,7 +84,9 @@ def calibrate(
     tensors = tensors_to_observe(
         onnx.load(prepared, load_external_data=False), quantizable_ops(), symmetric=symmetric
     )
-    seen = observe(prepared, dict.fromkeys(tensors.values()), batches, histogram=histogram, progress=progress)
+    seen = observe(
+        prepared, dict.fromkeys(tensors.values()), batches, histogram=histogram, progress=progress, jobs=jobs
+    )
     save_states(folder / STATES, {name: seen[observed] for name, observed in tensors.items()})
 
 

@@ -7,6 +7,7 @@ activations stay below a fixed size whatever the user's batch; each tensor is ob
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,50 @@ def tensors_to_observe(model: onnx.ModelProto, op_types: Iterable[str], *, symme
     return wanted
 
 
+class Watcher:
+    """A float graph that is ready to run over data and to be looked at.
+
+    Args:
+        model: float ONNX file.
+        tensors: names to observe.
+        histogram: keep histograms too, which all observers but min-max and moving average need.
+        threads: of onnxruntime; 0 for as many as there are cores.
+    """
+
+    def __init__(self, model: Path, tensors: Sequence[str], *, histogram: bool, threads: int = 0) -> None:
+        graph = _augmented(model, tensors)
+        self._run = _runner(graph, model.parent, tensors, threads)
+        self._split = can_split(graph)
+        self._count = len(tensors)
+        self._histogram = histogram
+
+    def samples_together(self, batch: Inputs) -> int:
+        """How many samples of this size may run together; takes a run of one."""
+        if not self._split:
+            return 1
+        alive = sum(values.nbytes for values in self._run(next(parts(batch, 1))))
+        return max(1, min(MOST_TOGETHER, ACTIVATION_BYTES // max(1, alive)))
+
+    def states(self, batch: Inputs, step: int, first: int) -> list[tuple[Observed, Observed]]:
+        """Observes one batch.
+
+        Args:
+            batch: input name to array.
+            step: samples that run together.
+            first: which of the two halves of the data its first part belongs to; parts take turns.
+
+        Returns:
+            Two states a tensor, in the order of the tensors.
+        """
+        # Two parts at least, so that both halves see something of every batch.
+        step = min(step, max(1, -(-min(len(values) for values in batch.values()) // 2))) if self._split else step
+        states = [(Observed(), Observed()) for _ in range(self._count)]
+        for index, part in enumerate(parts(batch, step) if self._split else (batch,), start=first):
+            for halves, values in zip(states, self._run(part), strict=True):
+                halves[index % 2].add(values, histogram=self._histogram)
+        return states
+
+
 def observe(
     model: Path,
     tensors: Iterable[str],
@@ -70,8 +115,12 @@ def observe(
     *,
     histogram: bool,
     progress: Callable[[int], None],
+    jobs: int = 1,
 ) -> dict[str, tuple[Observed, Observed]]:
     """Runs the float graph over the data and observes tensors.
+
+    Each batch makes states of its own, which are merged in the order of the batches: the result is the same to the
+    last bit however many processes took part.
 
     Args:
         model: float ONNX file.
@@ -79,33 +128,45 @@ def observe(
         batches: input name to array; shapes may differ from batch to batch.
         histogram: keep histograms too, which all observers but min-max and moving average need.
         progress: called with the number of batches done.
+        jobs: processes; the data are read in this one whatever their kind, and handed out batch by batch.
 
     Returns:
-        Two states a tensor, of every other sample: merged they are that of all data, compared they show how stable
-        ranges are.
+        Two states a tensor, of every other part of the data: merged they are that of all data, compared they show how
+        stable ranges are.
 
     Raises:
-        StageError: no batch was given.
+        StageError: no batch was given, or a process was ended.
     """
     names = list(tensors)
-    graph = _augmented(model, names)
-    run = _runner(graph, model.parent, names)
-    split = can_split(graph)
+    watcher = Watcher(model, names, histogram=histogram)
     states = {name: (Observed(), Observed()) for name in names}
-    step, seen = 1, 0
-    for done, batch in enumerate(batches, start=1):
-        for part in parts(batch, step) if split else (batch,):
-            outputs = run(part)
-            for name, values in zip(names, outputs, strict=True):
-                states[name][seen % 2].add(values, histogram=histogram)
-            if not seen:
-                alive = sum(values.nbytes for values in outputs)
-                step = max(1, min(MOST_TOGETHER, ACTIVATION_BYTES // max(1, alive)))
-            seen += 1
+    done = 0
+    for done, found in enumerate(_observed(watcher, model, names, batches, histogram, jobs), start=1):
+        for whole, more in zip(states.values(), found, strict=True):
+            for half, later in zip(whole, more, strict=True):
+                half.merge(later)
         progress(done)
-    if not seen:
+    if not done:
         raise StageError("there was no calibration data to run", where=model.name)
     return states
+
+
+def _observed(
+    watcher: Watcher, model: Path, names: list[str], batches: Iterable[Inputs], histogram: bool, jobs: int
+) -> Iterator[list[tuple[Observed, Observed]]]:
+    """States of each batch, in order."""
+    numbered = iter(enumerate(batches))
+    for index, batch in numbered:
+        step = watcher.samples_together(batch)
+        if jobs > 1:
+            from exporter.quantize.parallel import observed_in_processes
+
+            rest = chain([(index, batch)], numbered)
+            yield from observed_in_processes(model, names, rest, histogram=histogram, step=step, jobs=jobs)
+            return
+        yield watcher.states(batch, step, 0)
+        for later, following in numbered:
+            yield watcher.states(following, step, later % 2)
 
 
 def _augmented(model: Path, tensors: Iterable[str]) -> onnx.ModelProto:
@@ -122,12 +183,13 @@ def _augmented(model: Path, tensors: Iterable[str]) -> onnx.ModelProto:
 
 
 def _runner(
-    graph: onnx.ModelProto, folder: Path, tensors: Sequence[str]
+    graph: onnx.ModelProto, folder: Path, tensors: Sequence[str], threads: int
 ) -> Callable[[Inputs], list[NDArray[np.generic]]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Weights may lie in a file beside the model, which onnxruntime cannot know of a graph that it gets as bytes.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
