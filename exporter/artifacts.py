@@ -413,11 +413,23 @@ class Host(Value, frozen=True, kw_only=True):
 
 
 class HostState(Value, frozen=True, kw_only=True):
-    """What changes while measuring: read before and after."""
+    """What changes while measuring, read before and after; None where the system does not tell.
+
+    Attributes:
+        load_average: of 1, 5 and 15 minutes.
+        frequency_mhz: of each CPU.
+        temperature_c: of the hottest CPU sensor.
+        governor: what chooses frequencies.
+        throttling: what holds the CPU back at this moment; empty when nothing does.
+        throttle_events: how often the CPU was throttled since boot.
+    """
 
     load_average: tuple[float, ...] | None = None
     frequency_mhz: tuple[float, ...] | None = None
     temperature_c: float | None = None
+    governor: str | None = None
+    throttling: tuple[str, ...] | None = None
+    throttle_events: int | None = None
 
 
 class RuntimeFacts(Value, frozen=True, kw_only=True):

@@ -184,11 +184,12 @@ def plan_(**options: Any) -> None:
     "edge-exporter profile bundles/mnist-cpu-0123456789ab",
     "edge-exporter profile bundles/mnist-cpu-0123456789ab --threads 2 --set-default",
     "edge-exporter profile bundles/mnist-arm-0123456789ab --device ssh://pi@raspberrypi.local --threads 1,2,4",
+    "edge-exporter profile bundles/mnist-arm-0123456789ab --import printed.json --as camera",
 )
 @click.argument("bundle", type=PATH)
 @click.option(
-    "--device", default="local", show_default=True, metavar="NAME|ADDRESS",
-    help="Measure there: a name from devices.toml, ssh://user@host:port, adb:SERIAL, emulated:NAME.",
+    "--device", metavar="NAME|ADDRESS",
+    help="Measure there: a name from devices.toml, ssh://user@host:port, adb:SERIAL, emulated:NAME (default: here).",
 )  # fmt: skip
 @_devices_file
 @click.option(
@@ -199,6 +200,11 @@ def plan_(**options: Any) -> None:
 @click.option("--min-seconds", type=click.FloatRange(0), help="Measure at least this long.")
 @click.option("--max-seconds", type=click.FloatRange(0), help="Measure at most this long.")
 @click.option("--set-default", is_flag=True, help="Make the variant that is fastest there the default.")
+@click.option(
+    "--import", "file", type=PATH, metavar="FILE",
+    help="Measure nothing: take what `run.py --bench --json` printed on a device that cannot be reached from here.",
+)  # fmt: skip
+@click.option("--as", "name", metavar="NAME", help="With --import: the device's name (default: the file's).")
 @_common
 def profile(**options: Any) -> None:
     """Measure a bundle's latency, here or on a device, and write the profile into it."""

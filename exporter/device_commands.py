@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,69 +12,102 @@ from exporter.errors import UsageError, shorten
 from exporter.opening import opened
 
 if TYPE_CHECKING:
+    from exporter.artifacts import Manifest, Profile
     from exporter.console import Console
-    from exporter.devices import EmulatedDevice
+    from exporter.devices import EmulatedDevice, NamedDevice
     from exporter.pipeline.steps import Steps
+    from exporter.plan_types import ProfilePlan
 
 
 def profile(
     *,
     bundle: Path,
-    device: str,
+    device: str | None,
     devices: Path | None,
     threads: Sequence[int],
     affinity: Sequence[int],
     min_seconds: float | None,
     max_seconds: float | None,
     set_default: bool,
+    file: Path | None,
+    name: str | None,
     **common: Any,
 ) -> None:
     """`edge-exporter profile`."""
     from exporter.bundle import read_manifest
-    from exporter.devices import device_of, emulated_device, named_device, profile_name, read_devices
-    from exporter.pipeline import publish
-    from exporter.pipeline.build import profile_document
+    from exporter.devices import device_of, emulated_device, named_device, read_devices
+    from exporter.pipeline.importing import import_profile
     from exporter.pipeline.measuring import profile_on
-    from exporter.plan_types import ProfilePlan
-    from exporter.show import show_profile
 
+    how = (threads, affinity, min_seconds, max_seconds)
+    if name is not None and file is None:
+        raise UsageError("--as names the device of an imported profile: give --import as well")
+    if file is not None and any((device, devices, *how)):
+        raise UsageError(
+            "--import measures nothing",
+            hint="leave out --device, --devices, --threads, --affinity, --min-seconds and --max-seconds",
+        )
     with opened(**common) as (console, steps):
         manifest = read_manifest(bundle)
-        named = named_device(device, read_devices(devices))
-        if (emulated := emulated_device(named, steps.store)) is not None:
-            _count(bundle, emulated, (threads, affinity, min_seconds, max_seconds, set_default), console, steps)
+        if file is not None:
+            imported = import_profile(bundle, file, name, steps)
+            _show_measured(bundle, manifest, [imported], set_default, console)
             return
-        place = device_of(named, steps.store)
-        flags: dict[str, Any] = {"min_seconds": min_seconds, "max_seconds": max_seconds, "enabled": True}
-        flags["affinity"] = tuple(affinity) or named.plan.affinity or None
-        asked = manifest.plan.get("profile", {}) | {key: value for key, value in flags.items() if value is not None}
-        counts = tuple(threads) or named.threads or (asked.get("threads", 1),)
-        sweep = [msgspec.convert({**asked, "threads": count}, ProfilePlan) for count in dict.fromkeys(counts)]
+        named = named_device(device or "local", read_devices(devices))
+        if (emulated := emulated_device(named, steps.store)) is not None:
+            _count(bundle, emulated, (*how, set_default), console, steps)
+            return
+        flags = {"min_seconds": min_seconds, "max_seconds": max_seconds, "affinity": tuple(affinity) or None}
+        sweep = _sweep(manifest, named, flags, threads)
         if set_default and len(sweep) > 1:
             raise UsageError(
                 "--set-default takes one thread count, since profiles of several are not ranked together",
                 hint=f"add --threads {sweep[0].threads}",
             )
-        measured = profile_on(place, bundle, sweep, steps)
-        choices = [publish.choose(manifest, one, profile_name(one)) for one in measured]
-        if set_default:
-            manifest = publish.set_default(bundle, manifest, choices[0])
-        for one in measured:
-            show_profile(console, manifest, one)
-            for comparison in one.comparisons:
-                console.result(publish.describe(comparison))
-        default = manifest.choice.variant
-        other = "" if len(measured) > 1 or default == choices[0].variant else _other(choices[0].variant)
-        console.result(f"default variant: {default}{other}")
-        console.document(
-            {
-                "bundle": str(bundle),
-                "profile": profile_document(measured[0]),
-                "profiles": [profile_document(one) for one in measured],
-                "default": manifest.choice,
-                "fastest_here": choices[0],
-            }
-        )
+        measured = profile_on(device_of(named, steps.store), bundle, sweep, steps)
+        _show_measured(bundle, manifest, measured, set_default, console)
+
+
+def _sweep(
+    manifest: Manifest, named: NamedDevice, flags: Mapping[str, Any], threads: Sequence[int]
+) -> list[ProfilePlan]:
+    """Settings for each thread count: flags before devices.toml before the bundle's plan."""
+    from exporter.plan_types import ProfilePlan
+
+    asked = manifest.plan.get("profile", {}) | {"enabled": True}
+    asked |= {"affinity": named.plan.affinity} if named.plan.affinity else {}
+    asked |= {key: value for key, value in flags.items() if value is not None}
+    counts = tuple(threads) or named.threads or (asked.get("threads", 1),)
+    return [msgspec.convert({**asked, "threads": count}, ProfilePlan) for count in dict.fromkeys(counts)]
+
+
+def _show_measured(
+    bundle: Path, manifest: Manifest, measured: Sequence[Profile], set_default: bool, console: Console
+) -> None:
+    from exporter.devices import profile_name
+    from exporter.pipeline import publish
+    from exporter.pipeline.build import profile_document
+    from exporter.show import show_profile
+
+    choices = [publish.choose(manifest, one, profile_name(one)) for one in measured]
+    if set_default:
+        manifest = publish.set_default(bundle, manifest, choices[0])
+    for one in measured:
+        show_profile(console, manifest, one)
+        for comparison in one.comparisons:
+            console.result(publish.describe(comparison))
+    default = manifest.choice.variant
+    other = "" if len(measured) > 1 or default == choices[0].variant else _other(choices[0].variant)
+    console.result(f"default variant: {default}{other}")
+    console.document(
+        {
+            "bundle": str(bundle),
+            "profile": profile_document(measured[0]),
+            "profiles": [profile_document(one) for one in measured],
+            "default": manifest.choice,
+            "fastest_here": choices[0],
+        }
+    )
 
 
 def _count(

@@ -9,6 +9,7 @@ from exporter.artifacts import (
     Coverage,
     DeviceFacts,
     GateResult,
+    HostState,
     InstructionProfile,
     Manifest,
     Profile,
@@ -172,12 +173,19 @@ def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:
         ("governor", host.governor or NONE if host else NONE),
         ("frequency", f"{min(clocks):.0f} to {max(clocks):.0f} MHz" if clocks else NONE),
         ("temperature", f"{state.temperature_c:.1f} C" if state and state.temperature_c is not None else NONE),
+        ("held back by", _held_back(state)),
         ("load average", " ".join(f"{load:.2f}" for load in state.load_average or ()) or NONE if state else NONE),
         ("Python", f"{host.python} ({facts.python})" if host and facts.python else NONE),
         ("runtimes", ", ".join(runtimes) or NONE),
         ("folder", facts.folder or NONE),
         ("free disk", NONE if facts.free_bytes is None else human_size(facts.free_bytes)),
     ]
+
+
+def _held_back(state: HostState | None) -> str:
+    if state is None or state.throttling is None:
+        return NONE
+    return ", ".join(state.throttling) or "nothing"
 
 
 def _marked(name: str, manifest: Manifest) -> str:

@@ -1,6 +1,6 @@
 """Where a bundle runs: on this machine, in this environment or in a fresh one, or on another device."""
 
-from exporter.devices.config import Devices, NamedDevice, named_device, read_devices
+from exporter.devices.config import NAME, Devices, NamedDevice, named_device, read_devices
 from exporter.devices.device import Device, Prepared
 from exporter.devices.emulated import EmulatedDevice
 from exporter.devices.find import device_of, emulated_device
@@ -9,6 +9,7 @@ from exporter.devices.local import cpu_features, run_bench, run_self_test
 from exporter.devices.running import profile_name
 
 __all__ = [
+    "NAME",
     "Device",
     "Devices",
     "EmulatedDevice",

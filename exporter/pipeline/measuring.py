@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.artifacts import Manifest, Profile, canonical
+from exporter.artifacts import Manifest, Profile, Provenance, canonical
 from exporter.bundle import PROFILES, check_bundle, read_manifest, sealed_profile, write_atomically
 from exporter.devices import Device, profile_name
 from exporter.disk import writing_failed
@@ -36,13 +36,15 @@ def profile_on(device: Device, bundle: Path, sweep: Sequence[ProfilePlan], steps
                 for settings in sweep:
                     with steps.measuring(_label(manifest, device, settings, len(sweep) > 1)):
                         measured = ready.profile(settings)
-                    profiles.append(keep(bundle, manifest, measured, device, steps))
+                    profiles.append(keep(bundle, manifest, measured, device.name, device.provenance, steps))
     except OSError as error:
         raise writing_failed(error, "the profile", bundle) from error
     return profiles
 
 
-def keep(bundle: Path, manifest: Manifest, measured: Profile, device: Device, steps: Steps) -> Profile:
+def keep(
+    bundle: Path, manifest: Manifest, measured: Profile, device: str, provenance: Provenance, steps: Steps
+) -> Profile:
     """Writes a profile into its bundle under the device's name, and tells what was noticed while measuring.
 
     Raises:
@@ -50,7 +52,7 @@ def keep(bundle: Path, manifest: Manifest, measured: Profile, device: Device, st
     """
     if measured.bundle_digest != manifest.digest:
         raise BundleError("the benchmark reports another bundle's digest", where=str(bundle))
-    named = msgspec.structs.replace(measured, device=device.name, provenance=device.provenance)
+    named = msgspec.structs.replace(measured, device=device, provenance=provenance)
     profile = sealed_profile(named)
     write_atomically(bundle / PROFILES / profile_name(profile), canonical(profile))
     for flag in profile.flags:

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from .host import busy_others, busy_seconds, host_state
 from .stats import DRIFT, drift, relative_width
 
+WARMER = 10.0
+"""Degrees Celsius that a CPU may gain while it is measured before that is flagged."""
+
 
 class Settings(NamedTuple):
     """How to measure; seconds are wall-clock, `ci_width` is relative to the median."""
@@ -120,7 +123,23 @@ def flags(steady: Steady, settings: Settings, cores: int) -> list[str]:
         found.append(f"host busy: load average {load[0]:.2f} over {cores} cores")
     if steady.other_cores is not None and steady.other_cores > max(0.5, 0.1 * cores):
         found.append(f"host busy: other work used {steady.other_cores:.1f} of {cores} cores while measuring")
-    pair = steady.before["frequency_mhz"], steady.after["frequency_mhz"]
-    if pair[0] and pair[1] and abs(max(pair[1]) / max(pair[0]) - 1) > DRIFT:
-        found.append(f"CPU frequency changed: {max(pair[0]):.0f} to {max(pair[1]):.0f} MHz")
+    return found + changes(steady.before, steady.after)
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What of the host's state changed while measuring, or held the CPU back, in a way that moves latency."""
+    found: list[str] = []
+    clocks = before["frequency_mhz"], after["frequency_mhz"]
+    if clocks[0] and clocks[1] and abs(max(clocks[1]) / max(clocks[0]) - 1) > DRIFT:
+        found.append(f"CPU frequency changed: {max(clocks[0]):.0f} to {max(clocks[1]):.0f} MHz")
+    if before["governor"] != after["governor"]:
+        found.append(f"governor changed: {before['governor']} to {after['governor']}")
+    heat = before["temperature_c"], after["temperature_c"]
+    if None not in heat and heat[1] - heat[0] >= WARMER:
+        found.append(f"CPU grew warmer: {heat[0]:.0f} to {heat[1]:.0f} C")
+    events = before["throttle_events"], after["throttle_events"]
+    if None not in events and events[1] > events[0]:
+        found.append(f"throttled: counters rose by {events[1] - events[0]} while measuring")
+    for word in dict.fromkeys([*(before["throttling"] or ()), *(after["throttling"] or ())]):
+        found.append(f"held back: {word}")
     return found

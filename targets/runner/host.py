@@ -17,6 +17,9 @@ FEATURES = (
 )  # fmt: skip
 """CPU features, in Linux's spelling, that decide how fast or how exact a model runs."""
 
+FIRMWARE = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+"""Bits of a Raspberry Pi's get_throttled that say what holds its CPU back now (raspberrypi.com, vcgencmd)."""
+
 PROC = Path("/proc")
 SYS = Path("/sys")
 
@@ -25,7 +28,6 @@ def host_facts(proc: Path | None = None, sysfs: Path | None = None) -> dict[str,
     """CPU, features, cores, memory, governor of this machine. The two paths stand in for /proc and /sys."""
     proc, sysfs = proc or PROC, sysfs or SYS
     memory = re.search(r"^MemTotal:\s+(\d+) kB", _text(proc / "meminfo") or "", re.MULTILINE)
-    governors = sorted({text for path in _cpufreq(sysfs, "scaling_governor") if (text := _text(path))})
     return {
         "system": platform.system(),
         "machine": platform.machine(),
@@ -34,12 +36,12 @@ def host_facts(proc: Path | None = None, sysfs: Path | None = None) -> dict[str,
         "features": list(cpu_features(proc)),
         "memory_bytes": int(memory[1]) * 1024 if memory else None,
         "python": platform.python_version(),
-        "governor": "+".join(governors) or None,
+        "governor": _governor(sysfs),
     }
 
 
 def host_state(proc: Path | None = None, sysfs: Path | None = None) -> dict[str, Any]:
-    """Load average, frequency in MHz of each CPU, and temperature in degrees Celsius, now."""
+    """Load average, frequency in MHz of each CPU, temperature in degrees Celsius, what holds the CPU back: now."""
     proc, sysfs = proc or PROC, sysfs or SYS
     load = re.match(r"([\d.]+) ([\d.]+) ([\d.]+)", _text(proc / "loadavg") or "")
     khz = [_text(path) for path in _cpufreq(sysfs, "scaling_cur_freq")]
@@ -50,6 +52,8 @@ def host_state(proc: Path | None = None, sysfs: Path | None = None) -> dict[str,
         "load_average": [float(text) for text in load.groups()] if load else None,
         "frequency_mhz": mhz or None,
         "temperature_c": _temperature(sysfs),
+        "governor": _governor(sysfs),
+        **_throttling(sysfs),
     }
 
 
@@ -99,6 +103,39 @@ def _cpu_model(proc: Path, sysfs: Path) -> str:
         return found[1].strip()
     board = _text(sysfs / "firmware" / "devicetree" / "base" / "model")
     return (board or platform.processor() or platform.machine() or "unknown").strip("\0 ")
+
+
+def _governor(sysfs: Path) -> str | None:
+    return "+".join(sorted({text for path in _cpufreq(sysfs, "scaling_governor") if (text := _text(path))})) or None
+
+
+def _throttling(sysfs: Path) -> dict[str, Any]:
+    """What holds the CPU back now, in words, and how often it was throttled since boot; None where unknown."""
+    words: list[str] = []
+    limits = _cpufreq(sysfs, "scaling_max_freq")
+    known = bool(limits)
+    for path in (sysfs / "devices" / "platform").glob("soc*/soc*:firmware/get_throttled"):
+        bits = _text(path) or ""
+        if re.fullmatch(r"(0x)?[0-9a-fA-F]+", bits):
+            known = True
+            words += [f"firmware: {name}" for bit, name in FIRMWARE.items() if int(bits, 16) >> bit & 1]
+    for device in sorted((sysfs / "class" / "thermal").glob("cooling_device*")):
+        kind, level = _text(device / "type") or "", _text(device / "cur_state") or ""
+        if re.search(r"cpu|processor", kind, re.IGNORECASE) and level.isdigit():
+            known = True
+            words += [f"cooling: {kind} at level {level}"] if int(level) else []
+    lowered = [pair for path in limits if (pair := _lowered(path))]
+    words += sorted({f"limited to {limit / 1000:.0f} of {top / 1000:.0f} MHz" for limit, top in lowered})
+    counters = (sysfs / "devices" / "system" / "cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
+    counts = [int(text) for path in counters if (text := _text(path)) and text.isdigit()]
+    return {"throttling": words if known else None, "throttle_events": sum(counts) if counts else None}
+
+
+def _lowered(limit: Path) -> tuple[int, int] | None:
+    """(allowed, possible) kHz of a CPU whose clock is limited."""
+    allowed, possible = _text(limit) or "", _text(limit.with_name("cpuinfo_max_freq")) or ""
+    both = allowed.isdigit() and possible.isdigit()
+    return (int(allowed), int(possible)) if both and int(allowed) < int(possible) else None
 
 
 def _temperature(sysfs: Path) -> float | None:

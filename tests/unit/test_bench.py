@@ -26,7 +26,15 @@ class Clock:
 
 
 def quiet() -> dict[str, object]:
-    return {"load_average": None, "frequency_mhz": None, "temperature_c": None}
+    return dict.fromkeys(
+        ("load_average", "frequency_mhz", "temperature_c", "governor", "throttling", "throttle_events")
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else runs on this machine while testing is no concern of a fake clock."""
+    monkeypatch.setattr(bench, "busy_seconds", lambda: None)
 
 
 def settings(**changes: object) -> bench.Settings:
@@ -132,3 +140,16 @@ def test_drift_is_flagged_with_both_medians() -> None:
     samples = {"a": [1_000_000] * 20 + [1_100_000] * 20 + [1_200_000] * 20}
     flags = bench.flags(steady_with(samples=samples), settings(ci_width=1), cores=2)
     assert flags == ["drift: median 1 ms at first, 1.2 ms at last (a)"]
+
+
+def test_what_heats_or_holds_back_the_cpu_is_flagged() -> None:
+    before = {**quiet(), "temperature_c": 50.0, "governor": "performance", "throttle_events": 4, "throttling": ["a"]}
+    after = {**quiet(), "temperature_c": 71.5, "governor": "ondemand", "throttle_events": 7, "throttling": ["a", "b"]}
+    assert bench.changes(before, after) == [
+        "governor changed: performance to ondemand",
+        "CPU grew warmer: 50 to 72 C",
+        "throttled: counters rose by 3 while measuring",
+        "held back: a",
+        "held back: b",
+    ]
+    assert bench.changes(before | {"throttling": []}, before | {"throttling": []}) == []

@@ -61,8 +61,38 @@ def test_host_state_reads_load_frequencies_in_cpu_order_and_the_hottest_cpu_sens
         "load_average": [0.5, 0.25, 0.1],
         "frequency_mhz": [1000.0, 1000.002, 1000.01],
         "temperature_c": 55.5,
+        "governor": None,
+        "throttling": None,
+        "throttle_events": None,
     }
     assert host.host_state(proc, tmp_path / "empty")["frequency_mhz"] == [2445.406, 1200.0]
+
+
+def test_host_state_tells_what_holds_the_cpu_back(tmp_path: Path) -> None:
+    firmware = "devices__platform__soc__soc:firmware__get_throttled"
+    cpu = "devices__system__cpu__cpu0__"
+    quiet = {firmware: "50000\n", f"{cpu}cpufreq__scaling_max_freq": "1800000\n"}
+    quiet[f"{cpu}cpufreq__cpuinfo_max_freq"] = "1800000\n"
+    assert host.host_state(tmp_path, tree(tmp_path / "quiet", **quiet))["throttling"] == []
+    held = {
+        firmware: "50005\n",
+        f"{cpu}cpufreq__scaling_max_freq": "1500000\n",
+        f"{cpu}cpufreq__cpuinfo_max_freq": "1800000\n",
+        f"{cpu}thermal_throttle__core_throttle_count": "3\n",
+        f"{cpu}thermal_throttle__package_throttle_count": "4\n",
+        "class__thermal__cooling_device0__type": "cpufreq-cpu0\n",
+        "class__thermal__cooling_device0__cur_state": "2\n",
+        "class__thermal__cooling_device1__type": "pwm-fan\n",
+        "class__thermal__cooling_device1__cur_state": "4\n",
+    }
+    state = host.host_state(tmp_path, tree(tmp_path / "held", **held))
+    assert state["throttle_events"] == 7
+    assert state["throttling"] == [
+        "firmware: under-voltage",
+        "firmware: throttled",
+        "cooling: cpufreq-cpu0 at level 2",
+        "limited to 1500 of 1800 MHz",
+    ]
 
 
 def test_what_the_system_does_not_tell_is_none(tmp_path: Path) -> None:
@@ -71,7 +101,10 @@ def test_what_the_system_does_not_tell_is_none(tmp_path: Path) -> None:
     assert facts["governor"] is None
     assert facts["features"] == []
     assert facts["cpu"]
-    assert state == {"load_average": None, "frequency_mhz": None, "temperature_c": None}
+    assert set(state) == {
+        "load_average", "frequency_mhz", "temperature_c", "governor", "throttling", "throttle_events"
+    }  # fmt: skip
+    assert set(state.values()) == {None}
     assert host.busy_seconds(tmp_path) is None
 
 

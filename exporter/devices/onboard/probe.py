@@ -72,7 +72,23 @@ def state() -> dict[str, Any]:
         "load_average": [float(value) for value in load] or None,
         "frequency_mhz": clocks or None,
         "temperature_c": max(hottest, default=None),
+        "governor": governor(),
+        "throttling": throttling(),
     }
+
+
+def throttling() -> list[str] | None:
+    """What holds the CPU back now; None where the system does not tell."""
+    flags = [int(found, 16) for found in texts(FIRMWARE) if re.fullmatch("(0x)?[0-9a-fA-F]+", found)]
+    levels = []
+    for device in sorted(glob.glob("/sys/class/thermal/cooling_device*")):
+        kind, level = text(device + "/type"), text(device + "/cur_state")
+        if re.search("cpu|processor", kind, re.IGNORECASE) and level.isdigit():
+            levels.append((kind, int(level)))
+    if not flags and not levels:
+        return None
+    firmware = [f"firmware: {name}" for bit, name in NOW.items() if any(flag >> bit & 1 for flag in flags)]
+    return firmware + [f"cooling: {kind} at level {level}" for kind, level in levels if level]
 
 
 def versions(distributions: list[str]) -> dict[str, str]:
