@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(*, as_json: bool, verbose: bool, progress: Style) -> Iterator[tuple[Console, Steps]]:
-    """A console and the Steps that report to it."""
+def opened(*, as_json: bool, verbose: bool, progress: Style, jobs: int = 1) -> Iterator[tuple[Console, Steps]]:
+    """A console and the Steps that report to it, and that may use so many processes."""
     from exporter.pipeline.steps import RunLog, Steps
 
     with Console(progress, json=as_json) as console:
         root = default_root()
         log = RunLog(root / "logs", echo=(lambda line: console.say(f"| {line}")) if verbose else None)
-        yield console, Steps(Store(root), console.emit, log)
+        yield console, Steps(Store(root), console.emit, log, jobs)

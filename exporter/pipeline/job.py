@@ -273,6 +273,7 @@ class Job:
                 equalized=scheme.equalize,
                 batches=self.calibration_batches(inputs),
                 progress=self.steps.progress(label),
+                jobs=self.steps.jobs,
             )
 
         parts = {
