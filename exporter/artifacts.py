@@ -305,6 +305,18 @@ class Repair(Value, frozen=True, kw_only=True):
     quantized: tuple[int, int]
 
 
+class EdgeType(Value, frozen=True, kw_only=True):
+    """An input or output of one file that holds integers for real numbers: `real = (integer - zero_point) * scale`.
+
+    The runner converts, so that the bundle's signature stays in real numbers.
+    """
+
+    tensor: str
+    dtype: DType
+    scale: float
+    zero_point: int
+
+
 class Variant(Value, frozen=True, kw_only=True):
     """One model file of a bundle: one runtime, one precision.
 
@@ -324,6 +336,7 @@ class Variant(Value, frozen=True, kw_only=True):
     requires: tuple[str, ...] = ()
     specialises: str | None = None
     repairs: tuple[Repair, ...] = ()
+    edges: tuple[EdgeType, ...] = ()
 
 
 class FileEntry(Value, frozen=True, kw_only=True):

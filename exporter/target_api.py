@@ -16,9 +16,11 @@ import msgspec
 from exporter.artifacts import (
     Coverage,
     DType,
+    EdgeType,
     QuantScheme,
     RuntimeNeed,
     Signature,
+    TensorSpec,
     Tolerance,
     Value,
 )
@@ -66,6 +68,10 @@ class TensorForm(Value, frozen=True, kw_only=True):
     types: dict[DType, DType] = {}
     channels_last: bool = False
 
+    def moves(self, spec: TensorSpec) -> bool:
+        """Whether an input of the model is NHWC in the files."""
+        return self.channels_last and len(spec.shape) == 4 and spec.dtype.startswith("float")
+
 
 class Need(Value, frozen=True, kw_only=True):
     """What a target wants made before `convert`: an ONNX file for its minimum runtime, and int8 files.
@@ -104,6 +110,7 @@ class VariantFile(Value, frozen=True, kw_only=True):
     coverage: Coverage | None = None
     requires: tuple[str, ...] = ()
     specialises: str | None = None
+    edges: tuple[EdgeType, ...] = ()
 
 
 class Int8File(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +139,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
         program: the captured program (.pt2), where the target needs it: it takes tensors in the order of the
             signature's inputs and gives a tuple in the order of its outputs.
         quantize: what `[quantize]` asks of a target that quantizes by itself; None when it turns quantization off.
-        calibration: one pass over the calibration data in batches, arrays by input name as the model takes them;
+        calibration: one pass over the calibration data in batches, arrays by input name as the files take them;
             None where nothing is to be quantized.
     """
 

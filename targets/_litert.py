@@ -7,16 +7,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from exporter.artifacts import Signature, canonical
+from exporter.artifacts import canonical
 from exporter.errors import DataError, StageError, shorten
 from exporter.target_api import ConvertRequest
-from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Precision, VariantJob
+from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, VariantJob
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
@@ -25,8 +25,13 @@ MODULE = "targets._litert_worker"
 SECONDS = 4 * 3600
 
 
-def convert(request: ConvertRequest, precisions: tuple[Precision, ...], files: Mapping[Precision, Path]) -> None:
-    """Writes one .tflite file for each precision, float32 first.
+def convert(request: ConvertRequest, variants: tuple[VariantJob, ...], channels_last: tuple[str, ...]) -> None:
+    """Writes .tflite files, float32 first.
+
+    Args:
+        request: the program and the calibration samples.
+        variants: files to write.
+        channels_last: inputs that become NHWC.
 
     Raises:
         StageError: a library cannot do it, or its process ended otherwise.
@@ -34,24 +39,25 @@ def convert(request: ConvertRequest, precisions: tuple[Precision, ...], files: M
     """
     if request.program is None:
         raise StageError("there is no torch program to convert", hint="give a torch model as source")
-    for file in files.values():
-        file.parent.mkdir(parents=True)
+    for variant in variants:
+        Path(variant.file).parent.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="edge-exporter-litert-") as name:
         folder = Path(name)
         calibration = None
-        if any(precision in STATIC for precision in precisions):
+        if any(variant.precision in STATIC for variant in variants):
             calibration = folder / "calibration.npz"
             _write_samples(request, calibration)
         job = ConversionJob(
             program=str(request.program),
             inputs=tuple((spec.name, spec.dtype, _fixed(spec.shape)) for spec in request.signature.inputs),
             outputs=tuple(spec.name for spec in request.signature.outputs),
+            channels_last=channels_last,
             calibration=str(calibration) if calibration else None,
             observer="moving-average" if request.quantize and request.quantize.observer != "minmax" else "minmax",
-            variants=tuple(VariantJob(precision=one, file=str(files[one])) for one in precisions),
+            variants=variants,
         )
         (folder / "job.json").write_bytes(canonical(job))
-        _run(folder, request.signature)
+        _run(folder)
 
 
 def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -59,7 +65,7 @@ def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...]:
 
 
 def _write_samples(request: ConvertRequest, path: Path) -> None:
-    """Calibration samples as the files take them, in batches of the files' fixed size."""
+    """Calibration samples, in batches of the files' fixed size."""
     import zipfile
 
     import numpy as np
@@ -67,11 +73,9 @@ def _write_samples(request: ConvertRequest, path: Path) -> None:
     count = 0
     with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_STORED, allowZip64=True) as archive:
         for count, arrays in enumerate(_samples(request), start=1):
-            for spec in request.signature.inputs:
-                values = arrays[spec.name]
-                narrow = values.astype(np.int32) if values.dtype == np.int64 else values
-                with archive.open(f"{count:08d}/{spec.name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asarray(narrow), allow_pickle=False)
+            for name, values in arrays.items():
+                with archive.open(f"{count:08d}/{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asarray(values), allow_pickle=False)
     if not count:
         raise DataError(
             "there are no calibration samples",
@@ -85,7 +89,7 @@ def _samples(request: ConvertRequest) -> Iterator[Arrays]:
     return request.calibration() if request.calibration is not None else iter(())
 
 
-def _run(folder: Path, signature: Signature) -> None:
+def _run(folder: Path) -> None:
     environment = {**os.environ, "LITERT_TORCH_SHOW_PROGRESS": "n", "PYTHONHASHSEED": "0"}
     try:
         # Its output is this process's: the run log, while a step runs.
@@ -103,7 +107,7 @@ def _run(folder: Path, signature: Signature) -> None:
         return
     failed = folder / FAILED
     if failed.is_file():
-        raise _meaning(msgspec.json.decode(failed.read_bytes(), type=Failure), signature)
+        raise _meaning(msgspec.json.decode(failed.read_bytes(), type=Failure))
     ending = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     raise StageError(
         f"the converter's process ended with {ending}",
@@ -113,7 +117,7 @@ def _run(folder: Path, signature: Signature) -> None:
     )
 
 
-def _meaning(failure: Failure, signature: Signature) -> StageError:
+def _meaning(failure: Failure) -> StageError:
     """What a library raised, in the user's terms."""
     lacking = re.search(r"(?:Lowering not found|No lowering|not.{0,20}lower\w*)\W+([\w.:]+)", failure.message)
     if failure.stage == "convert" and lacking is not None:
@@ -129,6 +133,6 @@ def _meaning(failure: Failure, signature: Signature) -> StageError:
     return StageError(
         f"the model cannot be made a .tflite file: {failure.kind}",
         where=where,
-        why=shorten(failure.message.strip().splitlines()[-1] if failure.message.strip() else failure.kind),
+        why=shorten(next((line for line in failure.message.splitlines() if line.strip()), failure.kind)),
         hint="the library's own words are in the run log (`-v` shows it)",
     )

@@ -59,6 +59,7 @@ def convert_float(job: ConversionJob, path: Path) -> None:
     """
     import torch
 
+    program = torch.export.load(job.program)
     litert_torch, flatbuffer_utils = library("litert_torch"), library("ai_edge_litert.tools.flatbuffer_utils")
 
     class Named(torch.nn.Module):
@@ -71,7 +72,6 @@ def convert_float(job: ConversionJob, path: Path) -> None:
             found = self.inner(*(tensors[placeholder("input", index)] for index in range(len(job.inputs))))
             return {placeholder("output", index): tensor for index, tensor in enumerate(found)}
 
-    program = torch.export.load(job.program)
     module: Any = Named(program.module(check_guards=False))
     example = {
         placeholder("input", index): torch.zeros(shape, dtype=getattr(torch, dtype))
@@ -161,8 +161,10 @@ def quantize(float_file: Path, variant: VariantJob, ranges: dict[str, Any] | Non
     left = list(variant.exclude)
     if variant.precision in STATIC and not variant.integer_io:
         left += ["INPUT", "OUTPUT"]
+    known = {operator.value for operator in operators}
     for name in left:
-        rules.add_quantization_config(".*", operators[name], algorithm_key="no_quantize")
+        if name in known:  # What the quantizer does not know stays float without being told.
+            rules.add_quantization_config(".*", operators(name), algorithm_key="no_quantize")
     worker = quantizer.Quantizer(str(float_file), rules.get_quantization_recipe())
     result = worker.quantize(
         ranges if variant.precision in STATIC else None, enable_progress_bar=False, enable_progress_report=False

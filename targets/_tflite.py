@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import Coverage, Skipped, Tolerance
+from exporter.artifacts import Coverage, EdgeType, Skipped, Tolerance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,11 @@ def operators(model: Path) -> list[Operator]:
     return [Operator(read, graph, operator, names) for graph in read.subgraphs for operator in graph.operators]
 
 
+def kinds(model: Path) -> set[str]:
+    """Types of the operators of a file."""
+    return {operator.kind for operator in operators(model)}
+
+
 def coverage(model: Path, *, dynamic: bool, excluded: tuple[str, ...] = ()) -> Coverage:
     """Which operators compute in integers.
 
@@ -70,6 +75,27 @@ def coverage(model: Path, *, dynamic: bool, excluded: tuple[str, ...] = ()) -> C
         skipped=tuple(skipped),
         quantized_ops=dict(quantized),
     )
+
+
+def edges(model: Path) -> tuple[EdgeType, ...]:
+    """Inputs and outputs whose elements are integers that stand for real numbers, in the order of the signature."""
+    schema = _library("schema_py_generated")
+    read = _read(model)
+    kinds, graph = _names(schema.TensorType), read.subgraphs[0]
+    found = []
+    for entry in (*read.signatureDefs[0].inputs, *read.signatureDefs[0].outputs):
+        tensor = graph.tensors[entry.tensorIndex]
+        kind, steps = kinds[tensor.type], tensor.quantization
+        if kind in INTEGERS and steps is not None and steps.scale is not None and len(steps.scale) == 1:
+            found.append(
+                EdgeType(
+                    tensor=text(entry.name),
+                    dtype="int8" if kind == "INT8" else "int16",
+                    scale=float(steps.scale[0]),
+                    zero_point=int(steps.zeroPoint[0]),
+                )
+            )
+    return tuple(found)
 
 
 def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quantized: bool) -> dict[str, Tolerance]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from exporter.artifacts import QuantScheme, RuntimeNeed, Tolerance
 from exporter.errors import InputError
 from exporter.onnx_export import opset_for_runtime
 from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, TensorForm, VariantFile
 from targets import runner_files
+from targets._litert_jobs import STATIC, VariantJob
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
@@ -23,7 +22,10 @@ RUNTIME = Path(__file__).parent / "runner" / "tflite_runtime.py"
 LITERT = "ai-edge-litert"
 MINIMUM = "2.3"
 MODEL = "model.tflite"
-NAMES: Mapping[Precision, str] = {"float32": "fp32", "int8": "int8"}
+NAMES: Mapping[Precision, str] = {
+    "float32": "fp32", "float16": "fp16", "int8": "int8", "int16x8": "int16x8", "dynamic-int8": "dynamic"
+}  # fmt: skip
+QUANTIZED = ("int8", "int16x8", "dynamic-int8")
 OBSERVERS = ("minmax", "moving-average")
 REFERENCE_RUNTIME = "1.19"
 """The onnxruntime that the ONNX file is made for, which only serves as a check of the model here."""
@@ -33,10 +35,18 @@ class MobileOptions(TargetOptions, frozen=True, kw_only=True):
     """`[targets.mobile]`: keys of the mobile target alone.
 
     Attributes:
-        variants: precisions to build beside float32.
+        variants: what to build beside float32. `int8` and `int16x8` (int8 weights, int16 activations) take ranges
+            from calibration data; `dynamic-int8` has int8 weights and takes ranges of activations at run time;
+            `float16` halves the weights.
+        io: what the files of static variants take and give: real numbers, or the integers themselves.
+        layout: of float inputs with four axes.
+        exclude: operator types (as `FULLY_CONNECTED`) that static and dynamic variants leave in float.
     """
 
-    variants: Annotated[tuple[Literal["int8"], ...], msgspec.Meta(min_length=1)] = ("int8",)
+    variants: tuple[Literal["float16", "int8", "int16x8", "dynamic-int8"], ...] = ("int8",)
+    io: Literal["float", "integer"] = "float"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    exclude: tuple[str, ...] = ()
 
 
 class MobileTarget:
@@ -71,31 +81,30 @@ class MobileTarget:
             int8=(),
             program=True,
             calibration=True,
-            form=TensorForm(types={"int64": "int32"}),
+            form=form_of(cast(MobileOptions, options)),
         )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Runs the converter and the quantizer in a process of their own."""
-        from targets import _litert, _tflite
+        from targets import _litert
 
+        wanted = cast(MobileOptions, options)
         scheme = _scheme(request.quantize) if request.quantize is not None else None
-        wanted: tuple[Precision, ...] = cast(MobileOptions, options).variants if scheme is not None else ()
-        precisions: tuple[Precision, ...] = ("float32", *wanted)
-        _litert.convert(request, precisions, {one: folder / NAMES[one] / MODEL for one in precisions})
-        made = [VariantFile(name="fp32", main=f"fp32/{MODEL}", runtime=LITERT, precision="float32")]
-        for precision in wanted:
-            main = f"{NAMES[precision]}/{MODEL}"
-            made.append(
-                VariantFile(
-                    name=NAMES[precision],
-                    main=main,
-                    runtime=LITERT,
-                    precision=precision,
-                    scheme=scheme,
-                    coverage=_tflite.coverage(folder / main, dynamic=False),
-                )
+        asked = [one for one in dict.fromkeys(wanted.variants) if one == "float16" or scheme is not None]
+        precisions: tuple[Precision, ...] = ("float32", *asked)
+        jobs = tuple(
+            VariantJob(
+                precision=one,
+                file=str(folder / NAMES[one] / MODEL),
+                integer_io=wanted.io == "integer" and one in STATIC,
+                exclude=wanted.exclude if one in QUANTIZED else (),
             )
-        return tuple(made)
+            for one in precisions
+        )
+        moved = [spec.name for spec in request.signature.inputs if form_of(wanted).moves(spec)]
+        _litert.convert(request, jobs, tuple(moved))
+        check_excluded(Path(jobs[0].file), wanted.exclude)
+        return tuple(_variant(folder, one, scheme, wanted) for one in precisions)
 
     def payload(self, options: TargetOptions) -> Payload:
         """The runner for LiteRT and tflite-runtime, and the requirements that bring the former."""
@@ -117,7 +126,44 @@ class MobileTarget:
         """One integer step for quantized variants, rounding for float ones."""
         from targets import _tflite
 
-        return _tflite.tolerance(model, expected, quantized=variant.scheme is not None)
+        return _tflite.tolerance(model, expected, quantized=variant.precision in QUANTIZED)
+
+
+def check_excluded(float_file: Path, exclude: tuple[str, ...]) -> None:
+    """Raises InputError when the plan excludes operators that the model does not have."""
+    from targets import _tflite
+
+    kinds = _tflite.kinds(float_file) if exclude else set()
+    if unknown := set(exclude) - kinds:
+        raise InputError(
+            f"the model has no operator {', '.join(sorted(unknown))}",
+            where="[targets.mobile] exclude",
+            hint=f"its operators: {', '.join(sorted(kinds))}",
+        )
+
+
+def form_of(options: MobileOptions) -> TensorForm:
+    """Files hold 32-bit integers where torch has 64, and images in the layout that the plan asks for."""
+    return TensorForm(types={"int64": "int32"}, channels_last=options.layout == "NHWC")
+
+
+def _variant(folder: Path, precision: Precision, scheme: QuantScheme | None, options: MobileOptions) -> VariantFile:
+    """What was written, with what is integer in it."""
+    from targets import _tflite
+
+    main = f"{NAMES[precision]}/{MODEL}"
+    coverage = None
+    if precision in QUANTIZED:
+        coverage = _tflite.coverage(folder / main, dynamic=precision == "dynamic-int8", excluded=options.exclude)
+    return VariantFile(
+        name=NAMES[precision],
+        main=main,
+        runtime=LITERT,
+        precision=precision,
+        scheme=scheme if precision == "int8" else None,
+        coverage=coverage,
+        edges=_tflite.edges(folder / main),
+    )
 
 
 def _scheme(asked: QuantScheme) -> QuantScheme:
@@ -126,22 +172,23 @@ def _scheme(asked: QuantScheme) -> QuantScheme:
     Raises:
         InputError: it cannot do it.
     """
-    wrong = []
+    able = QuantScheme(activations="int8", observer=asked.observer)
+    wrong = [
+        f"{name} = {getattr(asked, name)!r}"
+        for name in QuantScheme.__struct_fields__
+        if getattr(asked, name) != getattr(able, name)
+    ]
     if asked.observer not in OBSERVERS:
-        wrong.append(f"observer = '{asked.observer}' (it has {' and '.join(OBSERVERS)})")
-    if asked.activations != "int8" or asked.weights != "int8":
-        wrong.append(f"activations = '{asked.activations}', weights = '{asked.weights}' (both are int8)")
-    wrong += ["per_channel = false"] if not asked.per_channel else []
-    wrong += ["symmetric_activations = true"] if asked.symmetric_activations else []
-    wrong += ["reduce_range = true"] if asked.reduce_range else []
-    wrong += ["exclude, which names ONNX nodes"] if asked.exclude else []
+        wrong.append(f"observer = '{asked.observer}'")
     if wrong:
         raise InputError(
-            f"the quantizer of .tflite files cannot do {'; '.join(wrong)}",
+            f"the quantizer of .tflite files cannot do {', '.join(wrong)}",
             where="[quantize]",
-            hint="say what mobile is to do in a table of its own, [targets.mobile.quantize]",
+            why=f"it has int8 weights for each channel, int8 activations, and the observers {' and '.join(OBSERVERS)}",
+            hint="say what mobile is to do in [targets.mobile.quantize]; `variants` and `exclude` of [targets.mobile] "
+            "choose dynamic int8, and operators that stay float",
         )
-    return asked
+    return able
 
 
 TARGET: Target = MobileTarget()

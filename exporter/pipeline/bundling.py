@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from exporter.measure import apply_gate
 from exporter.pipeline.candidates import Candidates, Made
 from exporter.pipeline.converted import check_variants
 from exporter.pipeline.evaluating import evaluate
-from exporter.pipeline.forms import form_notes, formed_signature
+from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import versions
@@ -159,7 +159,7 @@ class Bundling:
             signature=signature,
             program=program.folder / PROGRAM if program else None,
             quantize=scheme,
-            calibration=(lambda: job.calibration_batches(signature.inputs)) if calibrates else None,
+            calibration=(lambda: self._calibration(signature)) if calibrates else None,
         )
 
         def build(folder: Path) -> None:
@@ -182,6 +182,13 @@ class Bundling:
         stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert")
         made = load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
         return stored.folder / "variants", made
+
+    def _calibration(self, signature: Signature) -> Iterator[Arrays]:
+        """The calibration samples as the target's files take them."""
+        form = self.need.form
+        return (
+            formed_inputs(batch, signature.inputs, form) for batch in self.job.calibration_batches(signature.inputs)
+        )
 
     def _warn_of_chance(self, fidelity: Fidelity, signature: Signature) -> None:
         """A trained model that guesses points to labels in another order; the gate, being relative, cannot see it."""
@@ -287,6 +294,7 @@ class Bundling:
                     requires=variant.requires,
                     specialises=variant.specialises,
                     repairs=repairs.get(variant.name, ()),
+                    edges=variant.edges,
                 )
                 for variant, fidelity in made.judged
             ),

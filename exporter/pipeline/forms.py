@@ -22,15 +22,14 @@ NCHW_TO_NHWC = (0, 2, 3, 1)
 
 def formed_signature(signature: Signature, form: TensorForm) -> Signature:
     """The signature of the files: other element types, and other layouts of inputs and of their preprocessing."""
+    moved = {spec.name for spec in signature.inputs if form.moves(spec)}
     preprocessing = {
-        name: msgspec.structs.replace(steps, layout="HWC")
-        if _moves(_named(signature.inputs, name), form) and steps.layout == "CHW"
-        else steps
+        name: msgspec.structs.replace(steps, layout="HWC") if name in moved and steps.layout == "CHW" else steps
         for name, steps in signature.preprocessing.items()
     }
     return msgspec.structs.replace(
         signature,
-        inputs=tuple(_spec(spec, form, moves=_moves(spec, form)) for spec in signature.inputs),
+        inputs=tuple(_spec(spec, form, moves=form.moves(spec)) for spec in signature.inputs),
         outputs=tuple(_spec(spec, form, moves=False) for spec in signature.outputs),
         preprocessing=preprocessing,
     )
@@ -63,13 +62,13 @@ def formed_inputs(arrays: Arrays, inputs: Iterable[TensorSpec], form: TensorForm
                     hint="use smaller values, such as indices below two thousand million",
                 )
             values = narrow
-        formed[spec.name] = np.ascontiguousarray(values.transpose(NCHW_TO_NHWC)) if _moves(spec, form) else values
+        formed[spec.name] = np.ascontiguousarray(values.transpose(NCHW_TO_NHWC)) if form.moves(spec) else values
     return formed
 
 
 def form_notes(signature: Signature, form: TensorForm) -> tuple[str, ...]:
     """What differs from the model, in words, one line for each tensor."""
-    sides = [("input", spec, _moves(spec, form)) for spec in signature.inputs]
+    sides = [("input", spec, form.moves(spec)) for spec in signature.inputs]
     sides += [("output", spec, False) for spec in signature.outputs]
     notes = []
     for side, spec, moves in sides:
@@ -80,14 +79,6 @@ def form_notes(signature: Signature, form: TensorForm) -> tuple[str, ...]:
         if moves:
             notes.append(f"{side} '{spec.name}' is NHWC in the files and NCHW in the model")
     return tuple(notes)
-
-
-def _moves(spec: TensorSpec | None, form: TensorForm) -> bool:
-    return spec is not None and form.channels_last and len(spec.shape) == 4 and spec.dtype.startswith("float")
-
-
-def _named(specs: Iterable[TensorSpec], name: str) -> TensorSpec | None:
-    return next((spec for spec in specs if spec.name == name), None)
 
 
 def _spec(spec: TensorSpec, form: TensorForm, *, moves: bool) -> TensorSpec:

@@ -27,6 +27,7 @@ PROBE = base64.b64decode(
 A runtime that can be imported may still be unable to open any model: tflite-runtime beside numpy 2 is.
 """
 DELEGATE = "XNNPACK"
+INTEGERS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 
 NAME: str
 
@@ -87,12 +88,14 @@ class Session:
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """One inference: arrays by input name to arrays by output name."""
         for name, detail in self._inputs:
-            self._interpreter.set_tensor(detail["index"], feed[name])
+            self._interpreter.set_tensor(detail["index"], _to_integers(feed[name], detail))
         self._interpreter.invoke()
-        return {name: self._interpreter.get_tensor(detail["index"]) for name, detail in self._outputs}
+        return {
+            name: _to_reals(self._interpreter.get_tensor(detail["index"]), detail) for name, detail in self._outputs
+        }
 
     def inputs(self) -> list[tuple[str, str, list[int | str]]]:
-        """(name, dtype, shape) of each input as the runtime reports it."""
+        """(name, dtype, shape) of each input as `run` takes it: real numbers also where the file takes integers."""
         return [_spec(name, detail) for name, detail in self._inputs]
 
     def outputs(self) -> list[tuple[str, str, list[int | str]]]:
@@ -123,7 +126,29 @@ def _in_order(named: Mapping[str, Any], ordered: Sequence[Any]) -> list[tuple[st
 
 
 def _spec(name: str, detail: Any) -> tuple[str, str, list[int | str]]:
-    return name, detail["dtype"].__name__, [int(size) for size in detail["shape"]]
+    dtype = "float32" if _stands_for_reals(detail) else detail["dtype"].__name__
+    return name, dtype, [int(size) for size in detail["shape"]]
+
+
+def _stands_for_reals(detail: Any) -> bool:
+    return detail["quantization"][0] > 0 and detail["dtype"].__name__ in INTEGERS
+
+
+def _to_integers(values: Any, detail: Any) -> Any:
+    """Real numbers as the integers that the file takes: rounded, and clipped to what the type holds."""
+    if not _stands_for_reals(detail):
+        return values
+    scale, zero_point = detail["quantization"]
+    lowest, highest = INTEGERS[detail["dtype"].__name__]
+    return ((values / scale).round() + zero_point).clip(lowest, highest).astype(detail["dtype"])
+
+
+def _to_reals(values: Any, detail: Any) -> Any:
+    if not _stands_for_reals(detail):
+        return values
+    scale, zero_point = detail["quantization"]
+    real = (values.astype("float32") - zero_point) * scale
+    return real.astype("float32")
 
 
 @cache

@@ -1,0 +1,156 @@
+"""The mobile target through the command line: what it refuses, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Workplace, refused
+
+import targets.mobile
+from exporter.artifacts import Signature, TensorSpec
+from exporter.errors import DataError, StageError
+from exporter.registry import load_target
+from exporter.target_api import ConvertRequest
+from targets import _litert
+
+CALIB = ("--calib", "calib.npz", "--target", "mobile")
+needs_extra = pytest.mark.skipif(load_target("mobile").missing() is not None, reason="the extra `mobile` is missing")
+DETERMINANT = """
+
+class Det(Net):
+    def forward(self, image):
+        return super().forward(image) * torch.linalg.det(image[:, 0, :3, :3])[:, None]
+
+
+def lacking():
+    torch.manual_seed(0)
+    return Det(8)
+"""
+
+
+@pytest.fixture
+def workplace(place: Workplace) -> Workplace:
+    place.quadrants()
+    place.factory(DETERMINANT)
+    return place
+
+
+@pytest.fixture
+def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter whose process dies as a crash in native code makes it die."""
+    (tmp_path / "a_converter_that_crashes.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(_litert, "MODULE", "a_converter_that_crashes")
+
+
+def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.mobile, "find_spec", lambda name: None)
+
+
+def test_without_the_extra_the_build_ends_and_names_what_brings_it(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_extra(monkeypatch)
+    refused(workplace.run("build", "model.py:make", *CALIB), 4, "litert-torch", "pip install 'edge-exporter[mobile]'")
+    assert workplace.bundles() == []
+
+
+def test_without_the_extra_the_list_of_targets_says_so(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_extra(monkeypatch)
+    (mobile,) = [one for one in workplace.run("targets", "--json").document["targets"] if one["name"] == "mobile"]
+    assert mobile["ready"] is False
+    assert "edge-exporter[mobile]" in mobile["missing"][1]
+
+
+@needs_extra
+def test_a_ready_onnx_file_is_refused_with_the_alternatives(workplace: Workplace) -> None:
+    workplace.onnx()
+    refused(workplace.run("build", "model.onnx", *CALIB), 3, "ready .onnx", "--target cpu")
+
+
+@needs_extra
+def test_a_dynamic_axis_beside_the_batch_is_refused(workplace: Workplace) -> None:
+    plan = workplace.write(
+        "plan.toml",
+        'schema = 1\nname = "x"\n[model]\nsource = "model.py:make"\n[model.inputs.image]\ndtype = "float32"\n'
+        'shape = ["batch", 1, "height", 8]\n[calibration]\ndata = "calib.npz"\n[targets.mobile]\n',
+    )
+    refused(workplace.run("build", plan), 3, "fixed shapes", "'height'", "[model.inputs.image] shape")
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    ("setting", "mention"),
+    [
+        ("quantize.observer=entropy", "observer = 'entropy'"),
+        ("quantize.activations=uint8", "activations = 'uint8'"),
+        ("quantize.dynamic=true", "dynamic = True"),
+        ("quantize.reduce_range=true", "reduce_range = True"),
+        ('quantize.exclude=["conv"]', "exclude = ('conv',)"),
+    ],
+)
+def test_what_the_quantizer_cannot_do_is_refused(workplace: Workplace, setting: str, mention: str) -> None:
+    refused(
+        workplace.run("build", "model.py:make", *CALIB, "--set", setting), 3, mention, "[targets.mobile.quantize]"
+    )
+
+
+@needs_extra
+def test_a_misspelt_variant_is_refused(workplace: Workplace) -> None:
+    refused(workplace.run("build", "model.py:make", *CALIB, "--set", 'targets.mobile.variants=["int9"]'), 3, "int9")
+
+
+@needs_extra
+def test_a_crash_of_the_converter_is_one_message_and_finished_work_is_kept(
+    workplace: Workplace, crashing: None
+) -> None:
+    result = workplace.run("build", "model.py:make", *CALIB)
+    refused(result, 5, "signal 6", "run log")
+    assert workplace.bundles() == []
+    again = workplace.run("build", "model.py:make", *CALIB, "--progress", "json")
+    assert "capture the torch program" not in again.rebuilt
+    assert [one["step"] for one in again.events if one["type"] == "StepFinished" and one["cached"]]
+
+
+@needs_extra
+def test_with_keep_going_the_other_targets_are_built(workplace: Workplace, crashing: None) -> None:
+    result = workplace.run(
+        "build", "model.py:make", *CALIB, "--target", "cpu", "--keep-going", "--no-profile", "--json"
+    )
+    assert result.code == 8
+    assert {one["target"]: one["built"] for one in result.document["targets"]} == {"mobile": False, "cpu": True}
+
+
+@needs_extra
+@pytest.mark.slow
+def test_an_operator_that_the_converter_lacks_is_named(workplace: Workplace) -> None:
+    message = refused(workplace.run("build", "model.py:lacking", *CALIB), 5, "_linalg_det", "convert (litert-torch)")
+    assert "--target cpu" in message
+    assert workplace.bundles() == []
+
+
+def request(tmp_path: Path, batches: list[dict[str, np.ndarray]]) -> ConvertRequest:
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 4))
+    return ConvertRequest(
+        float_model=tmp_path / "unused.onnx",
+        int8=(),
+        signature=Signature(inputs=(spec,), outputs=(spec,)),
+        program=tmp_path / "program.pt2",
+        calibration=lambda: iter(batches),
+    )
+
+
+def test_no_calibration_samples_are_refused_before_anything_is_converted(tmp_path: Path) -> None:
+    jobs = (_litert.VariantJob(precision="int8", file=str(tmp_path / "out" / "model.tflite")),)
+    with pytest.raises(DataError, match="no calibration samples"):
+        _litert.convert(request(tmp_path, []), jobs, ())
+
+
+@needs_extra
+def test_a_program_that_cannot_be_read_is_a_failed_stage(tmp_path: Path) -> None:
+    (tmp_path / "program.pt2").write_bytes(b"no program")
+    jobs = (_litert.VariantJob(precision="float32", file=str(tmp_path / "out" / "model.tflite")),)
+    with pytest.raises(StageError, match="cannot be made a"):
+        _litert.convert(request(tmp_path, []), jobs, ())
