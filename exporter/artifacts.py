@@ -348,11 +348,23 @@ class FileEntry(Value, frozen=True, kw_only=True):
 
 
 class RuntimeNeed(Value, frozen=True, kw_only=True):
-    """The runtime that a bundle runs on, and the pip requirements that bring it."""
+    """The runtime that a bundle runs on, and the pip requirements that bring it.
+
+    Attributes:
+        name: distribution of the runtime.
+        minimum: oldest version that the bundle runs on.
+        requirements: for pip.
+        machine: processor family that the bundle is made for, as `uname -m` says it; None when it is made for any.
+        glibc: oldest C library that the runtime's newest wheels run on, on Linux; None when not known.
+        python: oldest Python that the runner runs on.
+    """
 
     name: str
     minimum: str
     requirements: tuple[str, ...]
+    machine: str | None = None
+    glibc: str | None = None
+    python: str = "3.9"
 
 
 class ModelFacts(Value, frozen=True, kw_only=True):

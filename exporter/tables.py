@@ -62,7 +62,7 @@ def variant_lines(manifest: Manifest) -> list[str]:
     ]
     lines = [f"{', '.join(names)} leaves in float {line}" for line, names in groups.items()]
     return [*repaired, *lines] + [
-        f"{variant.name}: {made_for_text(variant)}; its int8 arithmetic was simulated, not run here"
+        f"{variant.name}: {made_for_text(variant)}; its arithmetic was simulated, not run here"
         for variant in manifest.variants
         if variant.fidelity.arithmetic == "simulated"
     ]

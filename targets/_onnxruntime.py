@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import RuntimeNeed, Tolerance
-from exporter.target_api import Payload
+from exporter.target_api import Payload, VariantFile
 from targets import runner_files
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
 
+MODEL = "model.onnx"
 RUNTIME = Path(__file__).parent / "runner" / "onnxruntime_runtime.py"
 FLOAT_RELATIVE = {2: 4e-3, 4: 1e-4, 8: 1e-4}
 """Floats on another CPU differ by rounding and by the order of sums: far below this share of the largest value.
@@ -21,12 +23,16 @@ By the bytes of the output's type: a half has a thousandth for its last digit.
 """
 
 
-def payload(minimum: str) -> Payload:
-    """The runner for onnxruntime and the requirements that bring it."""
+def payload(minimum: str, *, machine: str | None = None, glibc: str | None = None) -> Payload:
+    """The runner for onnxruntime and the requirements that bring it; see `RuntimeNeed` for `machine` and `glibc`."""
     return Payload(
         files=runner_files(RUNTIME),
         runtime=RuntimeNeed(
-            name="onnxruntime", minimum=minimum, requirements=(f"onnxruntime>={minimum},<2", "numpy>=1.21,<3")
+            name="onnxruntime",
+            minimum=minimum,
+            requirements=(f"onnxruntime>={minimum},<2", "numpy>=1.21,<3"),
+            machine=machine,
+            glibc=glibc,
         ),
     )
 
@@ -47,15 +53,32 @@ def float_precision(model: Path) -> tuple[str, str]:
     }[widest]
 
 
-def float_tolerance(expected: Arrays) -> dict[str, Tolerance]:
-    """Self-test tolerance of float outputs: a small share of the largest value; integers must be equal."""
+def float_tolerance(expected: Arrays, *, relative: float | None = None) -> dict[str, Tolerance]:
+    """Self-test tolerance of float outputs: a small share of the largest value; integers must be equal.
+
+    Args:
+        expected: values by output.
+        relative: that share, where an output's type does not tell with which precision it was computed.
+    """
     import numpy as np
 
     tolerances = {}
     for name, values in expected.items():
-        exact = not np.issubdtype(values.dtype, np.floating)
-        finite = np.abs(values[np.isfinite(values)]) if not exact else np.zeros(0)
+        if not np.issubdtype(values.dtype, np.floating):
+            tolerances[name] = Tolerance(atol=0.0)
+            continue
+        finite = np.abs(values[np.isfinite(values)])
         largest = float(finite.max()) if finite.size else 0.0
-        atol = 0.0 if exact else FLOAT_RELATIVE[values.dtype.itemsize] * max(largest, 1e-6)
-        tolerances[name] = Tolerance(atol=atol)
+        share = relative or FLOAT_RELATIVE[values.dtype.itemsize]
+        tolerances[name] = Tolerance(atol=share * max(largest, 1e-6))
     return tolerances
+
+
+def place(model: Path, folder: Path, variant: VariantFile) -> VariantFile:
+    """Copies a model, with its external data file when it has one, to where the variant wants it."""
+    destination = folder / variant.main
+    destination.parent.mkdir(parents=True)
+    for file in model.parent.iterdir():
+        if file.name == model.name or file.name.startswith(model.name + "."):
+            shutil.copyfile(file, destination.parent / file.name.replace(model.name, MODEL, 1))
+    return variant

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -18,7 +17,6 @@ from targets import _onnxruntime
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
 
-MODEL = "model.onnx"
 INT8 = {
     "any": SchemeNeed(name="int8"),
     "vnni": SchemeNeed(
@@ -73,11 +71,11 @@ class CpuTarget:
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""
         name, precision = _onnxruntime.float_precision(request.float_model)
-        variants = [_place(request.float_model, folder, VariantFile(
-            name=name, main=f"{name}/{MODEL}", runtime="onnxruntime", precision=precision,
+        variants = [_onnxruntime.place(request.float_model, folder, VariantFile(
+            name=name, main=f"{name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision=precision,
         ))]  # fmt: skip
-        variants += [_place(made.path, folder, VariantFile(
-            name=made.name, main=f"{made.name}/{MODEL}", runtime="onnxruntime", precision="int8",
+        variants += [_onnxruntime.place(made.path, folder, VariantFile(
+            name=made.name, main=f"{made.name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision="int8",
             scheme=made.scheme, coverage=made.coverage, requires=made.requires, specialises=made.specialises,
         )) for made in request.int8]  # fmt: skip
         return tuple(variants)
@@ -95,16 +93,6 @@ class CpuTarget:
         if variant.scheme is None:
             return _onnxruntime.float_tolerance(expected)
         return int8_tolerance(model, expected)
-
-
-def _place(model: Path, folder: Path, variant: VariantFile) -> VariantFile:
-    """Copies a model, with its external data file when it has one, to where the variant wants it."""
-    destination = folder / variant.main
-    destination.parent.mkdir(parents=True)
-    for file in model.parent.iterdir():
-        if file.name == model.name or file.name.startswith(model.name + "."):
-            shutil.copyfile(file, destination.parent / file.name.replace(model.name, MODEL, 1))
-    return variant
 
 
 TARGET: Target = CpuTarget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import Manifest, Preprocessing, TensorSpec, Variant
+from exporter.artifacts import Manifest, Preprocessing, RuntimeNeed, TensorSpec, Variant
 
 
 def readme_text(manifest: Manifest) -> str:
@@ -12,7 +12,8 @@ def readme_text(manifest: Manifest) -> str:
     lines = [
         f"# {manifest.name} for {manifest.target}",
         "",
-        f"Runs with Python 3.9 or newer, numpy and {runtime.name} {runtime.minimum} or newer, and nothing else.",
+        f"Runs with Python {runtime.python} or newer, numpy and {runtime.name} {runtime.minimum} or newer, "
+        f"and nothing else{_platform(runtime)}.",
         "",
         "```",
         f"pip install -r requirements-{runtime.name}.txt",
@@ -47,6 +48,11 @@ def readme_text(manifest: Manifest) -> str:
     if manifest.model.licence:
         lines += [f"Licence of the trained model: {manifest.model.licence}.", ""]
     return "\n".join(lines)
+
+
+def _platform(runtime: RuntimeNeed) -> str:
+    machine = f", on {runtime.machine} machines" if runtime.machine else ""
+    return machine + (f" (Linux: glibc {runtime.glibc} or newer)" if runtime.glibc else "")
 
 
 def _row(side: str, spec: TensorSpec) -> str:

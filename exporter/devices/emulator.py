@@ -150,7 +150,7 @@ def _least(spans: Sequence[tuple[dict[str, int], int]]) -> dict[str, int]:
 
 
 def _flags(variant: str, spans: Sequence[tuple[dict[str, int], int]]) -> list[str]:
-    totals, others = [counts["total"] for counts, _ in spans], max(beside for _, beside in spans)
+    totals, others = [counts["total"] for counts, _ in spans], min(beside for _, beside in spans)
     flags = [f"other threads ran {others} instructions beside an inference ({variant})"] if others else []
     if max(totals) > (1 + STEADY) * min(totals):
         flags.append(f"counts differ from one inference to the next: {min(totals)} to {max(totals)} ({variant})")

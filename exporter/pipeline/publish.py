@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import time
@@ -211,9 +212,9 @@ def clear_partial(bundle: Path) -> None:
 def _profile(
     bundle: Path, manifest: Manifest, final: Path, settings: ProfilePlan, steps: Steps
 ) -> tuple[Profile | NotMeasured, Manifest]:
+    if (unmeasured := _unmeasured(manifest, final, settings)) is not None:
+        return unmeasured, manifest
     command = f"edge-exporter profile {final} --set-default"
-    if not settings.enabled:
-        return NotMeasured(reason="profiling is turned off", command=command), manifest
     try:
         profile = _measure(bundle, manifest, settings, steps)
     except BundleError:
@@ -224,6 +225,17 @@ def _profile(
     name = profile_name(profile)
     write_atomically(bundle / PROFILES / name, canonical(profile))
     return profile, _with_choice(bundle, manifest, choose(manifest, profile, name))
+
+
+def _unmeasured(manifest: Manifest, final: Path, settings: ProfilePlan) -> NotMeasured | None:
+    """Why the build does not measure a bundle, or None when it does."""
+    made_for, here = manifest.runtime.machine, platform.machine()
+    if made_for not in (None, here):
+        reason = f"this machine is {here}, and the bundle is made for {made_for}"
+        return NotMeasured(reason=reason, command=f"edge-exporter profile {final} --device NAME --set-default")
+    if not settings.enabled:
+        return NotMeasured(reason="profiling is turned off", command=f"edge-exporter profile {final} --set-default")
+    return None
 
 
 def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps) -> Profile:
@@ -248,9 +260,8 @@ def _intact(final: Path, steps: Steps) -> Manifest | None:
 
 def _measured_as_asked(final: Path, manifest: Manifest, settings: ProfilePlan) -> Published | None:
     """The published bundle, when it has a profile of this host, runtime version and settings."""
-    if not settings.enabled:
-        reason = NotMeasured(reason="profiling is turned off", command=f"edge-exporter profile {final} --set-default")
-        return Published(path=final, manifest=manifest, profile=reason, cached=True)
+    if (unmeasured := _unmeasured(manifest, final, settings)) is not None:
+        return Published(path=final, manifest=manifest, profile=unmeasured, cached=True)
     wanted = _asked(settings)
     for name, profile in read_profiles(final, manifest).items():
         here = profile.device == "local" and profile.provenance == "native"

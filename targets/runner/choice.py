@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,19 @@ from .bundle import Bundle
 
 WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
 """Features that add int8 products in 32 bits. x86 without them adds u8s8 products in 16 bits, which can saturate."""
+
+
+FAMILIES = {"arm64": "aarch64", "amd64": "x86_64"}
+"""Names that other systems have for what Linux calls a family of processors."""
+
+
+def made_elsewhere(bundle: Bundle) -> str | None:
+    """Says so where this machine is not of the family that the bundle is made for."""
+    wanted = bundle.manifest["runtime"].get("machine")
+    here = FAMILIES.get(platform.machine().lower(), platform.machine().lower())
+    if wanted is None or wanted == here:
+        return None
+    return f"this machine is {here or 'of an unknown family'}, and the bundle is made for {wanted}"
 
 
 def lacking(variant: dict[str, Any], features: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .bench import Settings
 from .bundle import Bundle, bundle_of, shape_text, variants_named
-from .choice import choose, runnable
+from .choice import choose, made_elsewhere, runnable
 from .engine import limit_threads, pin, start
 from .faults import BROKEN, MISSING, OK, Fault, say
 from .footprint import footprint
@@ -41,6 +41,8 @@ def _infer(bundle: Bundle, args: argparse.Namespace, check: Check) -> int:
     if args.variant is not None:
         variants_named(bundle, args.variant)
     pin(args.affinity)
+    if foreign := made_elsewhere(bundle):
+        say(f"warning: {foreign}")
     name, why = pick(bundle, args.variant, check)
     engine = start(bundle, args.threads, args.affinity)
     specs = infer(engine, bundle, name, why, args.input, args.output)
@@ -53,6 +55,11 @@ def _infer(bundle: Bundle, args: argparse.Namespace, check: Check) -> int:
 
 
 def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
+    foreign = made_elsewhere(bundle)
+    if foreign and not args.self_test:
+        raise Fault(MISSING, f"{foreign}: what it costs here says nothing about it", "run this on such a machine")
+    if foreign:
+        say(f"{foreign}: only what runs on any machine is tested here")
     names, skipped = _names(bundle, args.footprint or args.variant or "all")
     limit_threads(args.threads)
     pin(args.affinity)
@@ -60,7 +67,7 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
     if args.footprint:
         _print_json(footprint(engine, bundle, names[0]))
         return OK
-    report = {**self_test(engine, bundle, names), "skipped": skipped}
+    report = {**self_test(engine, bundle, names), "skipped": skipped, "elsewhere": foreign}
     passed, lines = report["passed"], "\n".join(self_test_lines(report))
     if args.self_test:
         if args.json:
@@ -110,9 +117,12 @@ def _describe(bundle: Bundle, as_json: bool, examples: str) -> None:
     """What the bundle is and how to call it; needs neither numpy nor the runtime."""
     manifest = bundle.manifest
     name, why = choose(bundle, cpu_features())
+    foreign = made_elsewhere(bundle)
     if as_json:
         keys = ("name", "target", "digest", "signature", "variants", "float_variant", "runtime", "choice")
-        _print_json({**{key: manifest[key] for key in keys}, "here": {"variant": name, "why": why}})
+        _print_json(
+            {**{key: manifest[key] for key in keys}, "here": {"variant": name, "why": why, "elsewhere": foreign}}
+        )
         return
     print(f"{manifest['name']} for {manifest['target']}, {manifest['runtime']['name']} >= "
           f"{manifest['runtime']['minimum']}, digest {manifest['digest'][:12]}")  # fmt: skip
@@ -122,6 +132,8 @@ def _describe(bundle: Bundle, as_json: bool, examples: str) -> None:
     for variant in bundle.variants.values():
         required = f", requires {', '.join(variant['requires'])}" if variant.get("requires") else ""
         print(f"  variant  {variant['name']}: {variant['precision']}{required}")
+    if foreign:
+        print(f"  here     {foreign}")
     print(f"  here     {name} runs by default: {why}\n\n{examples}", end="")
 
 

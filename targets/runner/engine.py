@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Eng
     try:
         import numpy
     except ImportError as error:
-        raise Fault(MISSING, f"numpy cannot be imported: {brief(error)}", command) from error
+        raise Fault(MISSING, f"numpy cannot be imported: {brief(error)}{_old_system(needed)}", command) from error
     try:
         runtime: Any = import_module(f"{__name__.rpartition('.')[0]}.runtime")
     except (OSError, SyntaxError, ImportError, ValueError) as error:
@@ -59,11 +60,19 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Eng
     try:
         version = runtime.version()
     except runtime.RuntimeMissing as error:
-        raise Fault(MISSING, str(error), error.command) from error
+        raise Fault(MISSING, f"{error}{_old_system(needed)}", error.command) from error
     if _release(version) < _release(needed["minimum"]):
         message = f"{needed['name']} {version} is older than {needed['minimum']}, which this bundle needs"
         raise Fault(MISSING, message, command.replace("install", "install --upgrade"))
     return Engine(numpy, runtime, threads, affinity)
+
+
+def _old_system(needed: dict[str, Any]) -> str:
+    """Says so where wheels cannot be installed, or do not load, because the C library is too old for them."""
+    wanted, (kind, found) = needed.get("glibc"), platform.libc_ver()
+    if wanted is None or kind != "glibc" or _release(found) >= _release(wanted):
+        return ""
+    return f"; the newest wheels of {needed['name']} need glibc {wanted}, and this system has {found}"
 
 
 def limit_threads(threads: int) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import py_compile
 import re
 import shutil
@@ -543,7 +544,7 @@ def test_a_variant_made_for_this_cpu_replaces_the_choice_unless_both_were_measur
     reseal(bundle, variants=(variant("fp32"), variant("int8"), special))
     answer = json.loads(run(bundle, "--json").stdout)["here"]
     assert answer == {
-        "variant": "third", "why": f"this CPU shows {shown}, which it is made for in place of int8"
+        "variant": "third", "why": f"this CPU shows {shown}, which it is made for in place of int8", "elsewhere": None
     }  # fmt: skip
     choice = Choice(variant="int8", why="it is faster here", measured=("fp32", "int8", "third"))
     reseal(bundle, variants=(variant("fp32"), variant("int8"), special), choice=choice)
@@ -844,7 +845,9 @@ def test_without_action_it_says_what_it_is_even_without_numpy(bundle: Path) -> N
         "--bench",
     ):
         assert words in done.stdout
-    assert json.loads(run(bundle, "--json").stdout)["here"] == {"variant": "int8", "why": "it is faster here"}
+    assert json.loads(run(bundle, "--json").stdout)["here"] == {
+        "variant": "int8", "why": "it is faster here", "elsewhere": None
+    }  # fmt: skip
 
 
 def test_help_shows_examples_and_every_option(bundle: Path) -> None:
@@ -872,6 +875,44 @@ def test_a_runtime_older_than_the_bundle_needs_exits_with_4(bundle: Path) -> Non
     done = run(bundle, "--self-test")
     assert done.returncode == 4
     assert "is older than 99.1" in done.stderr
+
+
+def needing(**needs: Any) -> RuntimeNeed:
+    return RuntimeNeed(name="onnxruntime", minimum="1.19", requirements=("onnxruntime>=1.19", "numpy"), **needs)
+
+
+def test_on_a_machine_of_another_family_it_says_so_tests_what_runs_here_and_measures_nothing(
+    bundle: Path, tmp_path: Path
+) -> None:
+    reseal(bundle, runtime=needing(machine="sparc64"))
+    said = f"this machine is {platform.machine()}, and the bundle is made for sparc64"
+    assert said in run(bundle).stdout
+    assert json.loads(run(bundle, "--json").stdout)["here"]["elsewhere"] == said
+    tested = run(bundle, "--self-test", "--json")
+    assert tested.returncode == 0, tested.stderr
+    assert json.loads(tested.stdout)["elsewhere"] == said
+    assert f"{said}: only what runs on any machine is tested here" in tested.stderr
+    measured = run(bundle, "--bench", *QUICK)
+    assert measured.returncode == 4
+    assert measured.stdout == ""
+    assert f"error: {said}" in measured.stderr
+    given = save_npz(tmp_path / "x.npz", x=X, token=TOKEN)
+    used = run(bundle, "--input", given, "--output", tmp_path / "y.npz")
+    assert used.returncode == 0
+    assert f"warning: {said}" in used.stderr
+    reseal(bundle, runtime=needing(machine=platform.machine()))
+    assert json.loads(run(bundle, "--self-test", "--json").stdout)["elsewhere"] is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc here")
+def test_a_library_that_a_too_old_system_cannot_load_is_explained(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime/__init__.py").write_text("raise ImportError('version GLIBC_9.9 not found')\n")
+    for glibc, explained in (("9.9", True), ("2.0", False)):
+        reseal(bundle, runtime=needing(glibc=glibc))
+        done = run(bundle, "--self-test", PYTHONPATH=str(tmp_path))
+        assert done.returncode == 4
+        assert ("the newest wheels of onnxruntime need glibc 9.9, and this system has" in done.stderr) == explained
 
 
 def test_it_runs_from_any_folder_and_nothing_there_replaces_its_modules(bundle: Path, tmp_path: Path) -> None:
@@ -906,7 +947,7 @@ def test_a_read_only_bundle_works(bundle: Path) -> None:
 
 def test_every_module_of_the_runner_travels() -> None:
     there = {path.name for path in RUNNER.glob("*.py")}
-    assert there == {"__init__.py", "onnxruntime_runtime.py", *RUNNER_FILES}
+    assert there == {"__init__.py", "onnxruntime_runtime.py", "tflite_runtime.py", *RUNNER_FILES}
 
 
 @pytest.mark.parametrize("source", sorted(FILES.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance.material import write_cnn, write_torch_cnn
-from support import Result, Workplace, quadrants
+from support import Result, Workplace, quadrants, refused
 
 from exporter.artifacts import Manifest, Profile
 from exporter.bundle import read_manifest, read_profiles
+from exporter.devices import cpu_features
 from exporter.registry import load_target, target_names
-from exporter.target_api import Need, Target
+from exporter.target_api import Need, Target, made_for
 
 ALONE = """
 import runpy, sys
@@ -55,6 +57,11 @@ class Life:
     @property
     def profiles(self) -> dict[str, Profile]:
         return dict(read_profiles(self.bundle, self.manifest))
+
+    @property
+    def made_for_here(self) -> bool:
+        """Whether this machine is of the family that the bundle is made for."""
+        return self.manifest.runtime.machine in (None, platform.machine())
 
 
 def build(place: Workplace, model: str, *targets: str) -> Result:
@@ -116,6 +123,11 @@ def test_every_variant_was_judged_and_gated(life: Life) -> None:
 
 
 def test_latency_was_measured_on_the_runtime_that_the_bundle_names(life: Life) -> None:
+    if not life.made_for_here:
+        assert life.profiles == {}
+        assert life.document["profile"]["measured"] is False
+        assert str(life.manifest.runtime.machine) in life.document["profile"]["reason"]
+        return
     (profile,) = life.profiles.values()
     assert profile.provenance == "native"
     assert profile.runtime.name == life.manifest.runtime.name
@@ -124,11 +136,15 @@ def test_latency_was_measured_on_the_runtime_that_the_bundle_names(life: Life) -
     assert life.manifest.choice.profile in life.profiles
 
 
-def test_verify_passes_and_tests_every_variant(life: Life) -> None:
+def test_verify_passes_and_tests_every_variant_that_this_cpu_is_made_for(life: Life) -> None:
     result = life.place.run("verify", life.bundle, "--json")
     assert result.code == 0, result.err
     reports = result.document["self_test"]["variants"]
-    assert [one["variant"] for one in reports] == [one.name for one in life.manifest.variants]
+    here = [one.name for one in life.manifest.variants if made_for(one.requires, cpu_features())]
+    assert life.manifest.float_variant in here
+    assert [one["variant"] for one in reports] == here
+    others = [one.name for one in life.manifest.variants if one.name not in here]
+    assert [reason.partition(" ")[0] for reason in result.document["self_test"]["skipped"]] == others
     assert all(one["passed"] and one["cases"] > 0 for one in reports)
 
 
@@ -177,6 +193,9 @@ def test_the_runner_answers_as_the_trained_model_does(life: Life, tmp_path: Path
 def test_it_can_be_measured_again_and_keeps_its_digest(life: Life, tmp_path: Path) -> None:
     bundle = tmp_path / life.bundle.name
     shutil.copytree(life.bundle, bundle)
+    if not life.made_for_here:
+        refused(life.place.run("profile", bundle), 4, f"made for {life.manifest.runtime.machine}", "hint")
+        return
     result = life.place.run("profile", bundle, "--set-default", "--json")
     assert result.code == 0, result.err
     assert result.document["profile"]["measured"] is True

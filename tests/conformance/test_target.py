@@ -20,7 +20,7 @@ from exporter.plan import PER_TARGET
 from exporter.registry import target_names
 from exporter.target_api import Need, Target, TargetOptions, VariantFile
 
-BUILT_IN = {"cpu", "mobile"}
+BUILT_IN = {"arm", "cpu", "mobile"}
 KEPT_DB = 15.0
 """A variant of the small CNN that computes what it should is above this signal-to-noise ratio."""
 

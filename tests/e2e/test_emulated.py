@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
 import pytest
 from support import Workplace, refused
 
-from exporter.artifacts import InstructionProfile, RuntimeFacts, canonical
+from exporter.artifacts import Choice, InstructionProfile, QuantScheme, RuntimeFacts, canonical
 from exporter.bundle import (
     INSTRUCTIONS,
     check_bundle,
@@ -24,6 +27,8 @@ from exporter.bundle import (
 from exporter.devices import EmulatedDevice
 from exporter.devices.arm64 import TOOLS, check_tools, pinned
 from exporter.errors import BundleError, MissingError
+from exporter.pipeline.publish import set_default
+from exporter.quantize import quantize_static
 from exporter.store import Store
 
 MISSING = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
@@ -34,31 +39,28 @@ emulates = [
 ]
 POSITIONS, INNER, OUTER = 64, 256, 128
 MACS = POSITIONS * INNER * OUTER
+VARIANTS = {"pi4": ["fp32", "int8"], "pi5": ["fp32", "int8", "int8-dotprod", "fp16"]}
 
 
-def write_product(path: Path) -> None:
-    """A model that is one matrix product of known size: x [batch, POSITIONS, INNER] @ w [INNER, OUTER]."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = np.random.default_rng(0).normal(size=(INNER, OUTER)).astype(np.float32) / 16
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", POSITIONS, INNER])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", POSITIONS, OUTER])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+def benchmark() -> ModuleType:
+    """benchmarks/arm_instructions.py, which has the model and the table."""
+    path = Path(__file__).parents[2] / "benchmarks" / "arm_instructions.py"
+    spec = importlib.util.spec_from_file_location("arm_instructions", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def bundle(shared_place: Workplace) -> Path:
-    """A bundle of the matrix product, in float and int8."""
-    write_product(shared_place / "product.onnx")
-    values = np.random.default_rng(1).normal(size=(4, POSITIONS, INNER)).astype(np.float32)
-    np.savez(shared_place / "calib.npz", x=values)
-    _, path = shared_place.built("product.onnx", "--calib", "calib.npz", "--no-profile")
+    """An ARM bundle of a small CNN with every variant that the target makes."""
+    benchmark().write_cnn(shared_place / "cnn.onnx")
+    benchmark().write_data(shared_place / "calib.npz")
+    _, path = shared_place.built(
+        "cnn.onnx", "--calib", "calib.npz", "--target", "arm", "--set", "targets.arm.fp16=true"
+    )
     return path
 
 
@@ -67,70 +69,151 @@ def store(shared_place: Workplace) -> Store:
     return Store(shared_place.cache)
 
 
-@pytest.fixture(scope="module", params=["pi4", "pi5"])
-def profile(bundle: Path, shared_place: Workplace, request: pytest.FixtureRequest) -> InstructionProfile:
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def profile(bundle: Path, shared_place: Workplace, device: str) -> InstructionProfile:
     """What the command line says of it, read back from where it was written."""
-    result = shared_place.run("profile", bundle, "--device", f"emulated:{request.param}", "--json")
+    result = shared_place.run("profile", bundle, "--device", f"emulated:{device}", "--json")
     assert result.code == 0, result.err
     printed = msgspec.convert(result.document["instructions"], InstructionProfile)
     assert printed in read_instruction_profiles(bundle, check_bundle(bundle)).values()
     return printed
 
 
+@pytest.fixture(scope="module")
+def counts(profile: InstructionProfile) -> dict[str, dict[str, int]]:
+    return {one.variant: one.guest_instructions for one in profile.variants}
+
+
 class TestOnADevice:
     pytestmark = emulates
 
-    def test_the_bundle_passes_its_own_self_test_with_what_this_machine_answered(
-        self, profile: InstructionProfile
+    def test_the_bundles_own_self_test_passes_on_all_variants_made_for_the_core(
+        self, profile: InstructionProfile, device: str
     ) -> None:
         assert profile.self_test == "passed"
-        for variant in profile.variants:
-            assert variant.cases > 0
-            assert variant.exact_share is not None
-            if variant.variant == "int8":
-                assert variant.exact_share == 1
+        assert [one.variant for one in profile.variants] == VARIANTS[device]
+        assert all(one.cases > 0 for one in profile.variants)
+        others = [reason.partition(" ")[0] for reason in profile.skipped]
+        assert [*VARIANTS[device], *others] == VARIANTS["pi5"]
 
-    def test_it_is_labelled_and_holds_no_time(self, profile: InstructionProfile) -> None:
+    def test_int8_kernels_answer_as_the_simulation_here_said_but_for_a_step(
+        self, profile: InstructionProfile
+    ) -> None:
+        for one in profile.variants:
+            assert one.exact_share is not None
+            if one.variant.startswith("int8"):
+                assert one.max_quanta is not None
+                assert one.max_quanta <= 1.01
+                assert one.exact_share > 0.9
+
+    def test_it_is_labelled_and_holds_no_time(self, profile: InstructionProfile, device: str) -> None:
         assert profile.provenance == "emulated"
-        assert profile.device == f"emulated:{'pi5' if profile.cpu == 'cortex-a76' else 'pi4'}"
+        assert profile.device == f"emulated:{device}"
         names = {name for part in (profile, *profile.variants) for name in part.__struct_fields__}
         assert not {name for name in names if name.endswith(("_ns", "_ms", "seconds", "samples", "latency"))}
 
-    def test_classes_add_up_and_multiplications_are_those_of_the_model(self, profile: InstructionProfile) -> None:
-        for variant in profile.variants:
-            counts = dict(variant.guest_instructions)
-            assert counts.pop("total") == sum(counts.values())
-        counts = {variant.variant: variant.guest_instructions for variant in profile.variants}
-        # Four float products an instruction, sixteen int8 products where the core has dot products.
+    def test_the_guest_sees_the_device_and_not_this_machine(self, profile: InstructionProfile, device: str) -> None:
+        wanted = {"pi4": {"asimd"}, "pi5": {"asimd", "asimddp", "asimdhp", "fphp"}}
+        assert set(profile.features) == wanted[device]
+
+    def test_classes_add_up(self, counts: dict[str, dict[str, int]]) -> None:
+        for one in counts.values():
+            assert one["total"] == sum(count for kind, count in one.items() if kind != "total") > 0
+
+    def test_each_variant_runs_the_kernels_that_it_is_made_for(
+        self, counts: dict[str, dict[str, int]], device: str
+    ) -> None:
+        assert counts["fp32"]["fma"] > 0
+        for name, one in counts.items():
+            assert (one["dot"] > 0) == (name.startswith("int8") and device == "pi5"), name
+            assert (one["fma_half"] > 0) == (name == "fp16"), name
+            if name != "fp32":
+                assert one["fma"] < counts["fp32"]["fma"] / 100, name
+        assert (counts["int8"]["widening"] > counts["fp32"]["fma"] / 4) == (device == "pi4")
+
+    def test_each_variant_made_for_the_core_executes_less_than_the_one_that_it_replaces(
+        self, counts: dict[str, dict[str, int]]
+    ) -> None:
+        totals = {name: one["total"] for name, one in counts.items()}
+        assert totals["int8"] < totals["fp32"]
+        assert totals.get("int8-dotprod", 0) < totals["int8"]
+        assert totals.get("fp16", 0) < totals["fp32"]
+
+    def test_counts_are_those_of_the_table_within_2_percent(
+        self, bundle: Path, profile: InstructionProfile, counts: dict[str, dict[str, int]], device: str
+    ) -> None:
+        table = json.loads(benchmark().TABLE.read_text())
+        row = benchmark().key(profile.runtime, read_manifest(bundle).model.digest)
+        assert row in table, f"no row for {row}: python benchmarks/arm_instructions.py --update"
+        counted = {device: {name: one["total"] for name, one in counts.items()}}
+        assert benchmark().differences(counted, {device: table[row][device]}) == []
+
+    def test_the_runner_picks_the_variant_for_the_core_that_it_finds(
+        self, bundle: Path, device: str, store: Store, tmp_path: Path
+    ) -> None:
+        copy = tmp_path / bundle.name
+        shutil.copytree(bundle, copy)
+        manifest = set_default(copy, read_manifest(copy), Choice(variant="int8", why="it was measured"))
+        with EmulatedDevice(device, f"emulated:{device}", store).booted(manifest) as guest:
+            here = json.loads(guest.run([str(copy / "run.py"), "--json"], "description", str(copy)))["here"]
+        assert here["elsewhere"] is None
+        if device == "pi4":
+            assert (here["variant"], here["why"]) == ("int8", "it was measured")
+        else:
+            assert here["variant"] == "int8-dotprod"
+            assert "this CPU shows asimddp" in here["why"]
+
+    def test_multiplications_are_those_of_the_model_to_the_last_one(
+        self, bundle: Path, device: str, store: Store, tmp_path: Path
+    ) -> None:
+        if device == "pi4":
+            pytest.skip("one device is enough: the plugin is the same")
+        write_product(tmp_path)
+        shutil.copyfile(bundle / "runtime.py", tmp_path / "runtime.py")
+        models = {"fp32": "fp32.onnx", "int8": "int8.onnx"}
+        with EmulatedDevice(device, f"emulated:{device}", store).booted(read_manifest(bundle)) as guest:
+            counts, batch, flags = guest.count(tmp_path, models)
+        assert (batch, flags) == (1, ())
+        # Four float products an instruction, sixteen int8 products.
         assert counts["fp32"]["fma"] == MACS // 4
         assert counts["int8"]["fma"] == 0
-        dotprod = "asimddp" in profile.features
-        assert counts["int8"]["dot"] == (MACS // 16 if dotprod else 0)
-        assert (counts["int8"]["widening"] >= MACS // 8) != dotprod
+        assert counts["int8"]["dot"] == MACS // 16
 
-    def test_int8_executes_fewer_instructions_than_float(self, profile: InstructionProfile) -> None:
-        totals = {variant.variant: variant.guest_instructions["total"] for variant in profile.variants}
-        assert totals["int8"] < totals["fp32"]
 
-    def test_the_guest_sees_the_device_and_not_this_machine(self, profile: InstructionProfile) -> None:
-        wanted = {"asimd"} if profile.cpu == "cortex-a72" else {"asimd", "asimddp", "asimdhp", "fphp"}
-        assert set(profile.features) == wanted
+def write_product(folder: Path) -> None:
+    """Writes one matrix product of known size, in float and int8: x [batch, POSITIONS, INNER] @ w [INNER, OUTER]."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
-    def test_counting_again_gives_the_same_within_a_thousandth(
-        self, profile: InstructionProfile, bundle: Path, store: Store
-    ) -> None:
-        manifest = read_manifest(bundle)
-        with EmulatedDevice("again", profile.device, store).booted(manifest) as guest:
-            counts, _, flags = guest.count(bundle, {one.name: one.main for one in manifest.variants})
-        assert flags == ()
-        for variant in profile.variants:
-            assert counts[variant.variant]["total"] == pytest.approx(variant.guest_instructions["total"], rel=1e-3)
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(INNER, OUTER)).astype(np.float32) / 16
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", POSITIONS, INNER])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", POSITIONS, OUTER])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, folder / "fp32.onnx")
+    values = random.normal(size=(1, POSITIONS, INNER)).astype(np.float32)
+    quantize_static(
+        folder / "fp32.onnx", folder / "int8.onnx", scheme=QuantScheme(activations="int8"),
+        batches=lambda: [{"x": values}], progress=lambda done: None,
+    )  # fmt: skip
+    np.savez(folder / "samples.npz", **{"0/inputs/x": values})
 
 
 def test_emulated_counts_are_never_read_as_latency(bundle: Path) -> None:
     manifest = check_bundle(bundle)
     profile = InstructionProfile(
-        bundle_digest=manifest.digest, target="cpu", device="emulated:pi5", cpu="cortex-a76", features=(),
+        bundle_digest=manifest.digest, target="arm", device="emulated:pi5", cpu="cortex-a76", features=(),
         emulator="qemu", python="3.11", runtime=RuntimeFacts(name="r", version="1", provider="p", numpy="2"), batch=1,
         variants=(), skipped=(), flags=(), self_test="passed",
     )  # fmt: skip
