@@ -47,13 +47,16 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
 def show_instructions(console: Console, counted: InstructionProfile) -> None:
     """What each variant executes on an emulated device; no time, and nothing is ranked by it."""
     console.table(
-        ("", "self-test", *instruction_kinds(counted)),
+        ("", "equal", *instruction_kinds(counted)),
         instruction_rows(counted),
         title=f"guest instructions of one inference: {counted.runtime.name} {counted.runtime.version}, 1 thread, "
         f"batch {counted.batch}, emulated on {counted.cpu} ({counted.device})",
     )
     for reason in counted.skipped:
         console.result(f"not run there: {reason}")
+    console.result(
+        "self-test: passed; `equal` is the share of output values that are the expected ones to the last bit"
+    )
     console.result("emulated: these are instructions, not latency; nothing is ranked or chosen by them")
 
 

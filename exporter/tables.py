@@ -141,12 +141,12 @@ def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
 
 
 def instruction_rows(profile: InstructionProfile) -> list[tuple[str, ...]]:
-    """One row a variant: the self-test there, then instructions of one inference, by class as far as any are used."""
+    """One row a variant: share of values equal in the self-test, then instructions of one inference, by class as far as any are used."""
     kinds = instruction_kinds(profile)
     return [
         (
             one.variant,
-            f"passed, {percent(one.exact_share)} equal",
+            percent(one.exact_share),
             *(f"{one.guest_instructions[kind]:,}" for kind in kinds),
         )
         for one in profile.variants

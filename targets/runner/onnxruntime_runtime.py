@@ -6,6 +6,7 @@ A runtime is: NAME, version(), provider(), open_session(), and RuntimeMissing.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,9 @@ def _spec(item: Any) -> tuple[str, str, list[int | str]]:
 
 
 def _library() -> Any:
+    # Read when it is imported: its wheels keep a device id and a database in the home folder of whoever runs this,
+    # start threads, and report use over the network.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         library = importlib.import_module("onnxruntime")
     except ImportError as error:

@@ -935,6 +935,19 @@ def test_using_a_bundle_leaves_it_as_it_was(bundle: Path, tmp_path: Path) -> Non
     assert sorted(bundle.rglob("*")) == before
 
 
+def test_the_runtime_leaves_nothing_in_the_home_folder(bundle: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    before = os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+    try:
+        done = run(bundle, "--self-test", HOME=str(home), XDG_CACHE_HOME=str(home / "cache"))
+    finally:
+        if before is not None:
+            os.environ["ORT_DISABLE_TELEMETRY"] = before
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
+
+
 def test_a_read_only_bundle_works(bundle: Path) -> None:
     for path in [bundle, *bundle.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
