@@ -214,6 +214,34 @@ def profile(**options: Any) -> None:
 
 
 @_command(
+    "edge-exporter analyze plan.toml",
+    "edge-exporter analyze plan.toml --set quantize.observer=mse --rows 0",
+    "edge-exporter analyze bundles/mnist-cpu-0123456789ab --json",
+)
+@click.argument("source", metavar="PLAN|BUNDLE", type=FILE)
+@click.option("--variant", metavar="NAME", help="The int8 variant to look at.")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_complete_target,
+    help="Of a plan: look at this target's file only (repeatable).",
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
+@click.option(
+    "--rows", type=click.IntRange(min=0), default=25, show_default=True, help="Nodes to show; 0 shows them all."
+)
+@JOBS
+@_common
+def analyze(**options: Any) -> None:
+    """Look at an int8 model node by node: ranges, noise, time; the worst first."""
+    from exporter import commands
+
+    commands.analyze(**options)
+
+
+@_command(
     "edge-exporter verify bundles/mnist-cpu-0123456789ab",
     "edge-exporter verify bundles/mnist-cpu-0123456789ab --isolated --minimum",
     "edge-exporter verify downloaded-bundle --no-run",

@@ -115,6 +115,28 @@ def show_plan(*, plan: Path, targets: Sequence[str], sets: Sequence[str], **comm
         console.document(document)
 
 
+def analyze(
+    *, source: str, targets: Sequence[str], variant: str | None, sets: Sequence[str], rows: int, **common: Any
+) -> None:
+    """`edge-exporter analyze`."""
+    from exporter.pipeline.analyzing import analyze_bundle, analyze_plan
+    from exporter.plan import read_plan
+    from exporter.registry import load_target
+    from exporter.show_analysis import show_analysis
+
+    with _console(**common) as (console, steps):
+        if not source.endswith(".toml"):
+            if sets or targets:
+                raise UsageError("--set and --target change a plan; a bundle is looked at as it is")
+            found = [analyze_bundle(Path(source), variant, steps)]
+        else:
+            plan = read_plan(Path(source), load_target=load_target, sets=sets, only=targets)
+            found = [analyze_plan(plan, load_target(one.name), one, variant, source, steps) for one in plan.targets]
+        for analysis in found:
+            show_analysis(console, analysis, rows)
+        console.document({"schema": 1, "analyses": found})
+
+
 def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **common: Any) -> None:
     """`edge-exporter verify`."""
     from exporter.pipeline.check import verify as run_verify

@@ -38,7 +38,9 @@ def rank_nodes(job: Job, inputs: tuple[TensorSpec, ...], model: Int8Model) -> tu
     def build(folder: Path) -> None:
         from exporter.quantize import node_damage
 
-        found = node_damage(prepared, model.file.path, _first(job, inputs), progress=job.steps.progress(label))
+        found = node_damage(
+            prepared, model.file.path, ranked_batches(job, inputs), progress=job.steps.progress(label)
+        )
         (folder / "damage.json").write_bytes(canonical(found))
 
     parts = {
@@ -54,6 +56,7 @@ def rank_nodes(job: Job, inputs: tuple[TensorSpec, ...], model: Int8Model) -> tu
     return load_json(stored.folder / "damage.json", tuple[NodeDamage, ...])
 
 
-def _first(job: Job, inputs: tuple[TensorSpec, ...]) -> Iterator[Arrays]:
+def ranked_batches(job: Job, inputs: tuple[TensorSpec, ...]) -> Iterator[Arrays]:
+    """The first samples that fidelity is judged on."""
     batch_size = job.data.sections[job.data.judged].batch_size
     return islice(job.data.judged_batches(inputs), -(-RANKED_SAMPLES // batch_size))

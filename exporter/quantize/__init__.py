@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exporter.quantize.dynamic import quantize_dynamic, suits_dynamic
     from exporter.quantize.equalize import uneven_pairs
     from exporter.quantize.lints import lint
-    from exporter.quantize.prepare import PREPARED
+    from exporter.quantize.prepare import PREPARED, prepare_float
     from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static
     from exporter.quantize.tolerance import int8_tolerance
 
@@ -23,6 +23,7 @@ __all__ = [
     "int8_tolerance",
     "lint",
     "node_damage",
+    "prepare_float",
     "quantize_calibrated",
     "quantize_dynamic",
     "quantize_static",
@@ -36,6 +37,7 @@ _HOMES = {
     "int8_tolerance": "tolerance",
     "lint": "lints",
     "node_damage": "damage",
+    "prepare_float": "prepare",
     "quantize_calibrated": "static",
     "quantize_dynamic": "dynamic",
     "quantize_static": "static",

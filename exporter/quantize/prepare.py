@@ -45,6 +45,19 @@ def prepare(model: Path, prepared: Path, *, large: bool, equalized: bool = False
     _tidy(prepared, large=large, equalized=equalized)
 
 
+def prepare_float(model: Path, folder: Path, *, equalized: bool) -> Path:
+    """Writes prepared.onnx, what a float model is quantized from, into a folder.
+
+    Args:
+        model: float ONNX file.
+        folder: where to write.
+        equalized: even out channels between neighbouring layers.
+    """
+    prepared = folder / PREPARED
+    prepare(model, prepared, large=is_large(model), equalized=equalized)
+    return prepared
+
+
 def is_large(model: Path) -> bool:
     """Whether a model's weights must lie in a file beside it."""
     return model.stat().st_size + external_size(model) > SINGLE_FILE_LIMIT

@@ -13,7 +13,7 @@ from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.biases import clipped_biases
 from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.details import check_names, one_scale, quant_type
-from exporter.quantize.prepare import PREPARED, external_size, is_large, prepare
+from exporter.quantize.prepare import PREPARED, external_size, prepare_float
 from exporter.quantize.states import States, load_states, merged, save_states
 from exporter.quantize.streaming import observe, tensors_to_observe
 
@@ -79,8 +79,7 @@ def calibrate(
     """
     import onnx
 
-    prepared = folder / PREPARED
-    prepare(model, prepared, large=is_large(model), equalized=equalized)
+    prepared = prepare_float(model, folder, equalized=equalized)
     tensors = tensors_to_observe(
         onnx.load(prepared, load_external_data=False), quantizable_ops(), symmetric=symmetric
     )

@@ -1,0 +1,78 @@
+"""An analysis as the terminal shows it: nodes, the worst first, then findings."""
+
+from __future__ import annotations
+
+from exporter.analysis import AnalysedNode, Analysis
+from exporter.console import Console
+from exporter.tables import NONE
+
+COLUMNS = ("node", "module", "op", "bits", "range", "SQNR dB", "channels dB", "so far dB", "noise from", "time")
+WIDEST = 28
+"""Characters of a name; longer ones keep their ends, where they differ."""
+LINTS_SHOWN = 3
+
+
+def show_analysis(console: Console, analysis: Analysis, rows: int) -> None:
+    """The table, what onnxruntime added, and the first findings of each kind.
+
+    Args:
+        console: prints.
+        analysis: what to show.
+        rows: nodes to show; 0 for all.
+    """
+    shown = analysis.nodes[: rows or None]
+    console.table(
+        COLUMNS,
+        [_row(node) for node in shown],
+        title=f"{analysis.source}, {analysis.variant} for {analysis.target} ({analysis.scheme.label}): noise on "
+        f"{analysis.samples} {_samples(analysis)}, worst first",
+    )
+    if left := len(analysis.nodes) - len(shown):
+        console.result(f"{left} more nodes: `--rows 0` or --json shows them all")
+    if analysis.runtime is not None:
+        added = ", ".join(f"{share:.1%} {op}" for op, share in analysis.added.items())
+        console.result(f"time: {analysis.runtime}, under its profiler; between nodes: {added or 'nothing'}")
+    else:
+        console.result(f"time: not measured, {analysis.why}")
+    console.result("")
+    counts: dict[str, int] = {}
+    for lint in analysis.lints:
+        counts[lint.kind] = counts.get(lint.kind, 0) + 1
+        if counts[lint.kind] <= LINTS_SHOWN:
+            console.result(f"{lint.kind}: {lint.subject}: {lint.text}; {lint.action}")
+    hidden = {kind: count - LINTS_SHOWN for kind, count in counts.items() if count > LINTS_SHOWN}
+    if hidden:
+        more = ", ".join(f"{count} {kind}" for kind, count in hidden.items())
+        console.result(f"and {more} more: --json lists them all")
+    if not counts:
+        console.result("no findings")
+
+
+def _samples(analysis: Analysis) -> str:
+    return analysis.data if analysis.data.startswith("samples") else f"{analysis.data} samples"
+
+
+def _row(node: AnalysedNode) -> tuple[str, ...]:
+    causes = node.causes
+    parts = {} if causes is None else {"in": causes.inputs, "weights": causes.weights, "range": causes.result}
+    cause = max(parts, key=lambda name: parts[name], default=NONE)
+    return (
+        _short(node.node),
+        _short(node.module or NONE),
+        node.op,
+        "float" if node.bits is None else str(node.bits),
+        NONE if node.range is None else f"{node.range[0]:.3g} .. {node.range[1]:.3g}",
+        _decibels(node.sqnr_db),
+        _decibels(node.channel_db),
+        _decibels(node.accumulated_db),
+        cause if causes is None else f"{cause} {parts[cause]:.0%}",
+        NONE if node.share is None else f"{node.share:.1%}",
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= WIDEST else "…" + name[1 - WIDEST :]
+
+
+def _decibels(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
