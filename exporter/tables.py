@@ -141,7 +141,7 @@ def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
 
 
 def instruction_rows(profile: InstructionProfile) -> list[tuple[str, ...]]:
-    """One row a variant: share of values equal in the self-test, then instructions of one inference, by class as far as any are used."""
+    """One row a variant: share of equal values in the self-test, then instructions of one inference by class."""
     kinds = instruction_kinds(profile)
     return [
         (

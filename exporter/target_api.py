@@ -100,7 +100,11 @@ class Need(Value, frozen=True, kw_only=True):
 
 
 class VariantFile(Value, frozen=True, kw_only=True):
-    """A model file that `convert` wrote, relative to the folder that it was given."""
+    """A model file that `convert` wrote, relative to the folder that it was given.
+
+    `stand_in` is another file there, for a `main` that only the CPUs it is made for compute right: it is simulated
+    and read in its place, and does not travel.
+    """
 
     name: str
     main: str
@@ -111,6 +115,7 @@ class VariantFile(Value, frozen=True, kw_only=True):
     requires: tuple[str, ...] = ()
     specialises: str | None = None
     edges: tuple[EdgeType, ...] = ()
+    stand_in: str | None = None
 
 
 class Int8File(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import msgspec
 
 from exporter.artifacts import Tolerance
 from exporter.onnx_export import onnx_session, opset_for_runtime
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 MACHINE = "aarch64"
 GLIBC = "2.28"
 FP16 = "fp16"
+ORT_MODEL = "model.ort"
+STAND_INS = "stand-ins"
 FP16_RELATIVE = 2e-2
 """Where one core rounds to half after each operator and another after each sum, a chain of operators differs by this
 share of the largest value."""
@@ -46,10 +50,12 @@ class ArmOptions(TargetOptions, frozen=True, kw_only=True):
     Attributes:
         min_runtime: oldest onnxruntime that the bundle must run on; decides opset and IR version.
         fp16: also make a half-precision variant, for cores that compute in it (`asimdhp`, as on a Raspberry Pi 5).
+        format: of the other variants: `onnx`, or `ort`, onnxruntime's own, optimized ahead of time for ARM.
     """
 
     min_runtime: str = "1.19"
     fp16: bool = False
+    format: Literal["onnx", "ort"] = "onnx"
 
 
 class ArmTarget:
@@ -73,7 +79,7 @@ class ArmTarget:
         return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}", int8=INT8)
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
-        """Copies the ONNX files, and makes the half-precision one when it is asked for."""
+        """Copies the ONNX files, or optimizes them for ARM, and makes the half-precision one when it is asked for."""
         name, precision = _onnxruntime.float_precision(request.float_model)
         variants = [_onnxruntime.place(request.float_model, folder, VariantFile(
             name=name, main=f"{name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision=precision,
@@ -82,6 +88,8 @@ class ArmTarget:
             name=made.name, main=f"{made.name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision="int8",
             scheme=made.scheme, coverage=made.coverage, requires=made.requires, specialises=made.specialises,
         )) for made in request.int8]  # fmt: skip
+        if cast(ArmOptions, options).format == "ort":
+            variants = [_optimized(variant, folder) for variant in variants]
         if cast(ArmOptions, options).fp16 and name != FP16:
             variants.append(_half(request.float_model, folder))
         return tuple(variants)
@@ -101,8 +109,38 @@ class ArmTarget:
         return _onnxruntime.float_tolerance(expected, relative=FP16_RELATIVE if variant.name == FP16 else None)
 
 
+def _optimized(variant: VariantFile, folder: Path) -> VariantFile:
+    """Turns a variant's ONNX file into ORT format for ARM; an int8 one's stays as what simulates it elsewhere."""
+    import onnxruntime
+
+    model = folder / variant.main
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(model.with_name(ORT_MODEL))
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    # x86 would turn signed activations into unsigned ones, and lay floats out for its own vectors: ARM wants neither.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    onnxruntime.InferenceSession(
+        str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
+    )
+    kept = f"{STAND_INS}/{variant.name}/{_onnxruntime.MODEL}" if variant.scheme is not None else None
+    if kept is not None:
+        (folder / kept).parent.mkdir(parents=True)
+    for file in (one for one in model.parent.iterdir() if one.name.startswith(_onnxruntime.MODEL)):
+        if kept is not None:
+            file.rename((folder / kept).with_name(file.name))
+        else:
+            file.unlink()
+    main = f"{PurePosixPath(variant.main).parent}/{ORT_MODEL}"
+    return msgspec.structs.replace(variant, main=main, stand_in=kept)
+
+
 def _half(model: Path, folder: Path) -> VariantFile:
-    """Writes the model with half-precision weights and arithmetic; inputs and outputs keep their types."""
+    """Writes the model with half-precision weights and arithmetic; inputs and outputs keep their types.
+
+    Always as ONNX: optimized ahead of time on a machine without half-precision kernels, it would stay in float.
+    """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ class BundleParts(msgspec.Struct, frozen=True, kw_only=True):
     """What goes into a bundle.
 
     Attributes:
-        variants: folder with one folder a variant.
+        variants: folder with one folder a variant; others in it are left out.
         samples: real inputs and the outputs expected for them.
         runner: files by their name in the bundle.
         plan: the resolved plan.
@@ -47,7 +47,10 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manife
     Returns:
         The sealed manifest.
     """
-    shutil.copytree(parts.variants, folder / VARIANTS)
+    for variant in manifest.variants:
+        own = PurePosixPath(variant.main).parent
+        # A variant may have files beside its main one; what belongs to none stays behind.
+        shutil.copytree(parts.variants / own.relative_to(VARIANTS), folder / own, dirs_exist_ok=True)
     shutil.copyfile(parts.samples, folder / SAMPLES)
     for name, source in parts.runner.items():
         shutil.copyfile(source, folder / name)

@@ -132,6 +132,12 @@ def analyze_bundle(bundle: Path, variant: str | None, steps: Steps) -> Analysis:
     static = [one for one in static if one.scheme is not None and not one.scheme.dynamic]
     static.sort(key=lambda one: one.name != manifest.choice.variant)
     chosen = static[_chosen(variant, [one.name for one in static], f"bundle {bundle.name}")]
+    if not chosen.main.endswith(".onnx"):
+        raise InputError(
+            f"variant '{chosen.name}' is in ORT format, whose nodes are fused already",
+            where=str(bundle / chosen.main),
+            hint='analyze the plan, or a bundle of it built with `format = "onnx"`',
+        )
     subject = _bundled(bundle, manifest, chosen)
     groups = [f"{index}/inputs" for index in range(manifest.samples)]
     cases = list(read_groups(bundle / SAMPLES, groups))

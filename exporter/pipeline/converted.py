@@ -34,6 +34,10 @@ def check_variants(target: str, made: object, folder: Path) -> None:
                 problems.append(f"'{variant.main}' of variant '{variant.name}' is not a file in a folder of its own")
             elif not (folder / path).is_file():
                 problems.append(f"'{variant.main}' of variant '{variant.name}' was not written")
+            if variant.stand_in is not None and not (folder / variant.stand_in).is_file():
+                problems.append(
+                    f"'{variant.stand_in}', which stands in for variant '{variant.name}', was not written"
+                )
     if problems:
         raise StageError(
             f"{target}: what convert made is not what a bundle holds",

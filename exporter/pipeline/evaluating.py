@@ -51,11 +51,12 @@ def evaluate(
     output = evaluation.output if evaluation is not None else None
     label = f"{target.name}: accuracy of {variant.name}"
     simulated = not made_for(variant.requires, cpu_features())
+    judged = (variant.stand_in if simulated else None) or variant.main
     progress = job.steps.progress(label)
 
     def build(result: Path) -> None:
         metric = load_metric(metric_name, output) if metric_name else None
-        session = target.open_session(folder / variant.main, simulated=simulated)
+        session = target.open_session(folder / judged, simulated=simulated)
         seen = _Seen(keep=metric is not None)
         samples = 0
 
@@ -89,7 +90,7 @@ def evaluate(
         (result / "fidelity.json").write_bytes(canonical(fidelity))
 
     parts = {
-        "files": [entry.sha256 for entry in list_files((folder / variant.main).parent)],
+        "files": [entry.sha256 for entry in list_files((folder / judged).parent)],
         "reference": reference.content,
         "form": form,
         "metric": metric_digest(metric_name, output) if metric_name else None,

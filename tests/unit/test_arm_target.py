@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from support import Workplace, quadrant_onnx
+from support import Workplace, quadrant_onnx, refused
 
 from exporter.artifacts import Manifest, Signature, TensorSpec
 from exporter.bundle import read_manifest
@@ -87,6 +87,31 @@ def test_no_core_of_another_family_runs_a_file_made_for_arm(manifest: Manifest) 
     assert runnable(plain, X86)[0] == ["fp32"]
     assert runnable(plain, PI4)[0] == ["fp32", "int8"]
     assert runnable(plain, PI5)[0] == ["fp32", "int8", "int8-dotprod", "fp16"]
+
+
+def test_in_ort_format_files_are_optimized_for_arm_and_judged_by_the_onnx_they_were_made_from(
+    manifest: Manifest, shared_place: Workplace
+) -> None:
+    flags = ("--set", "targets.arm.fp16=true", "--set", "targets.arm.format='ort'")
+    _, bundle = shared_place.built("model.onnx", "--calib", "calib.npz", "--target", "arm", *flags)
+    made = read_manifest(bundle)
+    assert {one.name: one.main for one in made.variants} == {
+        "fp32": "variants/fp32/model.ort", "int8": "variants/int8/model.ort",
+        "int8-dotprod": "variants/int8-dotprod/model.ort", "fp16": "variants/fp16/model.onnx",
+    }  # fmt: skip
+    assert {path.parent.name for path in bundle.rglob("model.*")} == {one.name for one in made.variants}
+    content = {one.name: (bundle / one.main).read_bytes() for one in made.variants}
+    for name in ("fp32", "int8", "int8-dotprod"):
+        # x86's own layout of floats: an ARM runtime cannot open a file that has it.
+        assert b"ReorderInput" not in content[name]
+        assert (b"QLinearConv" in content[name]) == (name != "fp32")
+    assert content["int8"] != content["int8-dotprod"]
+    before = {one.name: one for one in manifest.variants}
+    for one in made.variants:
+        assert one.fidelity.outputs == before[one.name].fidelity.outputs
+        assert one.tolerances == before[one.name].tolerances
+    assert shared_place.run("verify", bundle).code == 0
+    refused(shared_place.run("analyze", bundle), 3, "ORT format")
 
 
 def test_half_precision_keeps_the_models_inputs_and_outputs_and_external_weights(tmp_path: Path) -> None:
