@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.data.batching import Rows
-from exporter.data.sets import CalibrationSet, data_error, dropped
+from exporter.data.sets import CalibrationSet, data_error, dropped, fewer
 from exporter.data.values import DataReport, Problem
 from exporter.errors import DataError
 
@@ -57,7 +57,8 @@ def check(data_set: CalibrationSet) -> DataReport:
         problems.append(Problem("; ".join(line.strip() for line in failure.lines())))
     if problems:
         raise data_error(problems, data_set.wanted.plan.data) from failure
-    notes = [*data_set.source.notes, *findings.notes, *dropped(findings.total - used, data_set.fixed_batch)]
+    notes = [*data_set.source.notes, *findings.notes, *fewer(findings.total, data_set.wanted.plan)]
+    notes += dropped(findings.total - used, data_set.fixed_batch)
     if data_set.whole:
         notes.append("the inputs have no common sample axis; what the callable yields is run as it is")
     digests = frozenset(findings.digests[:used])

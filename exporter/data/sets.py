@@ -45,7 +45,7 @@ class CalibrationSet:
         """How the data were understood, and how many samples are left out for the model's fixed batch."""
         available = self.available
         rest = 0 if available is None else self._rest(available)
-        return (*self.source.notes, *dropped(rest, self.fixed_batch))
+        return (*self.source.notes, *fewer(self.source.count, self.wanted.plan), *dropped(rest, self.fixed_batch))
 
     @property
     def available(self) -> int | None:
@@ -266,6 +266,13 @@ def dropped(rest: int, batch: int | None) -> tuple[str, ...]:
         return ()
     subject, verb = ("sample does", "is") if rest == 1 else ("samples do", "are")
     return (f"{rest} {subject} not fill the model's fixed batch of {batch} and {verb} left out",)
+
+
+def fewer(count: int | None, plan: DataPlan) -> tuple[str, ...]:
+    """The note on data that hold fewer samples than the plan asks for."""
+    if count is None or plan.samples is None or count >= plan.samples:
+        return ()
+    return (f"the plan asks for {plan.samples} samples, and there are {count}",)
 
 
 def data_error(problems: list[Problem], where: str, limit: int = 12) -> DataError:

@@ -46,6 +46,14 @@ def test_a_reader_can_follow_getting_started(tmp_path: Path) -> None:
     assert "agreement" in outputs[-1]
 
 
+def test_a_reader_can_find_the_node_at_fault(tmp_path: Path) -> None:
+    outputs = run_page(ROOT / "docs/quantization.md", tmp_path)
+    first = outputs[0].splitlines()[2].split()
+    assert first[:3] == ["head", "-", "Concat"]
+    assert "float" in next(line for line in outputs[1].splitlines() if line.startswith("head"))
+    assert (tmp_path / "analysis.json").stat().st_size > 1000
+
+
 @pytest.mark.slow
 def test_a_reader_can_bundle_a_ready_onnx_file(tmp_path: Path) -> None:
     outputs = run_page(ROOT / "docs/onnx.md", tmp_path)

@@ -231,3 +231,13 @@ def test_two_thousand_small_images_are_checked_in_a_blink(tmp_path):
         check(data_set)
         best = min(best, time.process_time() - start)
     assert best < 0.2
+
+
+@pytest.mark.parametrize(("asked", "noted"), [(9, True), (4, False), (2, False)])
+def test_fewer_samples_than_the_plan_asks_for_are_noted(asked, noted, tmp_path):
+    plan = DataPlan(
+        data=saved(tmp_path, x=np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)), samples=asked
+    )
+    data_set = open_set(plan, inputs=(spec(),), preprocessing={})
+    text = "the plan asks for 9 samples, and there are 4"
+    assert (text in data_set.notes) == (text in check(data_set).notes) == noted

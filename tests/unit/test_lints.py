@@ -79,6 +79,7 @@ def test_eight_bit_weights_can_saturate_and_seven_bits_cannot(tmp_path):
     assert sorted(of(lints, "saturation")) == ["first", "second"]
     assert "reduce_range" in lints[0].action
     assert of(list(lints_for(lints, ["avx512_vnni|avx_vnni"])), "saturation") == [], "those CPUs sum in 32 bits"
+    assert of(list(lints_for(lints, ["asimd"])), "saturation") == [], "nor does ARM saturate"
     assert lints_for(lints, ["avx2"]) == tuple(lints)
     (tmp_path / "u8u8").mkdir()
     unsigned, _ = found(tmp_path / "u8u8", dense(), QuantScheme(weights="uint8", per_channel=False))
