@@ -60,7 +60,7 @@ def _row(node: AnalysedNode) -> tuple[str, ...]:
         _short(node.node),
         _short(node.module or NONE),
         node.op,
-        "float" if node.bits is None else str(node.bits),
+        _bits(node),
         NONE if node.range is None else f"{node.range[0]:.3g} .. {node.range[1]:.3g}",
         _decibels(node.sqnr_db),
         _decibels(node.channel_db),
@@ -68,6 +68,12 @@ def _row(node: AnalysedNode) -> tuple[str, ...]:
         cause if causes is None else f"{cause} {parts[cause]:.0%}",
         NONE if node.share is None else f"{node.share:.1%}",
     )
+
+
+def _bits(node: AnalysedNode) -> str:
+    if node.bits is not None:
+        return str(node.bits)
+    return "float" if node.reason else NONE  # Shapes and indices are neither.
 
 
 def _short(name: str) -> str:

@@ -55,13 +55,14 @@ def _widened(weights: Weights, float_model: onnx.ModelProto, floats: dict[str, o
     """Weights that lost bits to a large bias: onnxruntime widens their scales until the bias fits into int32."""
     by_name = {node.name: node for node in float_model.graph.node}
     for node in weights.nodes:
-        stored = (
-            weights.stored(node.input[1]) if len(node.input) > BIAS and weights.stored(node.input[BIAS]) else None
-        )
+        bias = weights.stored(node.input[BIAS]) if len(node.input) > BIAS else None
+        stored = weights.stored(node.input[1]) if bias is not None and bias[0].dtype == np.int32 else None
         before = by_name.get(node.name)
         if stored is None or before is None or before.input[1] not in floats:
             continue
         integers, pair = stored
+        if list(floats[before.input[1]].dims) != list(integers.shape):
+            continue  # The quantizer gave it another layout.
         axis = next((attribute.i for attribute in pair.attribute if attribute.name == "axis"), 1)
         scales = np.asarray(numpy_helper.to_array(weights.initializers[pair.input[1]]))
         points = np.asarray(numpy_helper.to_array(weights.initializers[pair.input[2]]))

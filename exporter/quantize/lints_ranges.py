@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -156,5 +157,6 @@ def _kurtosis(histogram: Histogram) -> float:
 
 
 def _parts(state: Observed) -> int:
-    """How many extremes a moving average is made of."""
-    return round(math.log(state.averages.decay) / math.log(MOMENTUM))
+    """How many extremes a moving average is made of, as far as its start has any weight left."""
+    decay = max(state.averages.decay, sys.float_info.min)
+    return round(math.log(decay) / math.log(MOMENTUM))

@@ -16,6 +16,8 @@ from exporter.artifacts import Coverage, Lint, QuantScheme
 from exporter.pipeline.linting import lint_text, lints_for
 from exporter.quantize import calibrate, lint, quantize_calibrated
 from exporter.quantize.biases import clipped_biases
+from exporter.quantize.lints_ranges import few_data
+from exporter.quantize.observer import Observed
 
 Arrays = Mapping[str, NDArray[Any]]
 REDUCED = QuantScheme(reduce_range=True)
@@ -113,6 +115,14 @@ def test_a_moving_average_over_many_batches_is_fine(tmp_path):
     coverage = quantize_calibrated(tmp_path / "calibrated", output, scheme=scheme)
     lints = lint(tmp_path / "calibrated", output, scheme=scheme, coverage=coverage, samples=64)
     assert of(list(lints), "few-data") == []
+
+
+def test_a_moving_average_over_very_many_batches_has_enough_of_them():
+    state = Observed()
+    for _ in range(8000):
+        state.add_extremes(-1.0, 1.0, 2)
+    assert state.averages.decay < 1e-300
+    assert list(few_data({"x": (state, state)}, "moving-average", 8000)) == []
 
 
 def test_outliers_are_named_with_their_kurtosis_and_told_whether_the_observer_clips_them(tmp_path):
