@@ -137,7 +137,7 @@ class EmulatedDevice:
                 )
                 for variant in here
             ),
-            skipped=tuple(report["skipped"]),
+            skipped=tuple(report.get("skipped", ())),
             flags=flags,
             self_test="passed",
         )

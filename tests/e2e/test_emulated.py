@@ -169,6 +169,19 @@ class TestOnADevice:
             assert here["variant"] == "int8-dotprod"
             assert "this CPU shows asimddp" in here["why"]
 
+    def test_files_in_ort_format_made_here_compute_there_what_onnx_does(
+        self, bundle: Path, shared_place: Workplace, device: str, store: Store
+    ) -> None:
+        flags = ("--set", "targets.arm.fp16=true", "--set", "targets.arm.format='ort'", "--output", f"ort-{device}")
+        _, optimized = shared_place.built("cnn.onnx", "--calib", "calib.npz", "--target", "arm", *flags)
+        manifest = read_manifest(optimized)
+        with EmulatedDevice(device, f"emulated:{device}", store).booted(manifest) as guest:
+            report = guest.self_test(optimized)
+        assert [one["variant"] for one in report["variants"]] == VARIANTS[device]
+        for one in report["variants"]:
+            if one["variant"].startswith("int8"):
+                assert one["exact_share"] > 0.9
+
     def test_multiplications_are_those_of_the_model_to_the_last_one(
         self, bundle: Path, device: str, store: Store, tmp_path: Path
     ) -> None:
