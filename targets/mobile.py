@@ -184,9 +184,9 @@ def _scheme(asked: QuantScheme) -> QuantScheme:
         raise InputError(
             f"the quantizer of .tflite files cannot do {', '.join(wrong)}",
             where="[quantize]",
-            why=f"it has int8 weights for each channel, int8 activations, and the observers {' and '.join(OBSERVERS)}",
-            hint="say what mobile is to do in [targets.mobile.quantize]; `variants` and `exclude` of [targets.mobile] "
-            "choose dynamic int8, and operators that stay float",
+            why=f"weights are int8, one scale a channel; activations int8; observers {' or '.join(OBSERVERS)}",
+            hint="say what mobile is to do in [targets.mobile.quantize]; `variants` and `exclude` in "
+            "[targets.mobile] choose dynamic int8, and operators that stay float",
         )
     return able
 
