@@ -357,6 +357,7 @@ class RuntimeNeed(Value, frozen=True, kw_only=True):
         machine: processor family that the bundle is made for, as `uname -m` says it; None when it is made for any.
         glibc: oldest C library that the runtime's newest wheels run on, on Linux; None when not known.
         python: oldest Python that the runner runs on.
+        alternatives: other runtimes that the bundle runs on, by their distributions, and their requirements.
     """
 
     name: str
@@ -365,6 +366,7 @@ class RuntimeNeed(Value, frozen=True, kw_only=True):
     machine: str | None = None
     glibc: str | None = None
     python: str = "3.9"
+    alternatives: dict[str, tuple[str, ...]] = {}
 
 
 class ModelFacts(Value, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from exporter.artifacts import (
     Coverage,
     DType,
     EdgeType,
+    Manifest,
     QuantScheme,
     RuntimeNeed,
     Signature,
@@ -157,10 +158,17 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
-    """What travels in the bundle beside models: runner files by their name in the bundle, and the runtime."""
+    """What travels in the bundle beside models.
+
+    Attributes:
+        files: runner files, by their name in the bundle.
+        runtime: what they need.
+        guide: a further part of the bundle's README.md, written from its manifest.
+    """
 
     files: Mapping[str, Path]
     runtime: RuntimeNeed
+    guide: Callable[[Manifest], str] | None = None
 
 
 class Target(Protocol):

@@ -12,6 +12,7 @@ from exporter.errors import InputError
 from exporter.onnx_export import opset_for_runtime
 from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, TensorForm, VariantFile
 from targets import runner_files
+from targets._handover import app_guide
 from targets._litert_jobs import STATIC, VariantJob
 
 if TYPE_CHECKING:
@@ -111,8 +112,14 @@ class MobileTarget:
         return Payload(
             files=runner_files(RUNTIME),
             runtime=RuntimeNeed(
-                name=LITERT, minimum=MINIMUM, requirements=(f"{LITERT}>={MINIMUM},<3", "numpy>=1.23,<3")
+                name=LITERT,
+                minimum=MINIMUM,
+                requirements=(f"{LITERT}>={MINIMUM},<3", "numpy>=1.23,<3"),
+                python="3.10",
+                # Its last release; built against numpy 1, and for Python 3.11 or older.
+                alternatives={"tflite-runtime": ("tflite-runtime==2.14.0", "numpy>=1.23,<2")},
             ),
+            guide=app_guide,
         )
 
     def open_session(self, model: Path, *, simulated: bool) -> Session:

@@ -17,6 +17,7 @@ def readme_text(manifest: Manifest) -> str:
         "",
         "```",
         f"pip install -r requirements-{runtime.name}.txt",
+        *(f"pip install -r requirements-{name}.txt  # instead of it" for name in runtime.alternatives),
         "python run.py                                  # what is here, and which variant this machine gets",
         "python run.py --self-test                      # checksums, then real inputs against expected outputs",
         "python run.py --bench                          # latency on this machine",

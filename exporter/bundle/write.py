@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,12 +28,14 @@ class BundleParts(msgspec.Struct, frozen=True, kw_only=True):
         samples: real inputs and the outputs expected for them.
         runner: files by their name in the bundle.
         plan: the resolved plan.
+        guide: the target's part of the README.
     """
 
     variants: Path
     samples: Path
     runner: Mapping[str, Path]
     plan: Mapping[str, Any]
+    guide: Callable[[Manifest], str] | None = None
 
 
 def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manifest:
@@ -55,11 +57,12 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manife
     for name, source in parts.runner.items():
         shutil.copyfile(source, folder / name)
     runtime = manifest.runtime
-    (folder / f"requirements-{runtime.name}.txt").write_text(
-        "".join(f"{line}\n" for line in runtime.requirements), encoding="utf-8"
-    )
+    for name, requirements in {runtime.name: runtime.requirements, **runtime.alternatives}.items():
+        text = "".join(f"{line}\n" for line in requirements)
+        (folder / f"requirements-{name}.txt").write_text(text, encoding="utf-8")
     (folder / "plan.toml").write_text(tomli_w.dumps(dict(parts.plan)), encoding="utf-8")
-    (folder / "README.md").write_text(readme_text(manifest), encoding="utf-8")
+    guide = f"\n{parts.guide(manifest)}" if parts.guide else ""
+    (folder / "README.md").write_text(readme_text(manifest) + guide, encoding="utf-8")
     files = tuple(entry for entry in list_files(folder) if entry.path != MANIFEST)
     complete = sealed_manifest(msgspec.structs.replace(manifest, files=files))
     write_synced(folder / MANIFEST, canonical(complete))

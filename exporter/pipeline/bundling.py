@@ -232,6 +232,7 @@ class Bundling:
             self.steps.emit(Note(text=f"{self.target.name}: {note}"))
         taken = formed_signature(signature, form)
         draft = self._manifest(made, taken, checked, payload, resolved)
+        guide = payload.guide(draft) if payload.guide else None
 
         def build(bundle: Path) -> None:
             from exporter.pipeline.expected import Cases, expected_samples
@@ -247,7 +248,9 @@ class Bundling:
                         for variant in draft.variants
                     ),
                 )
-                parts = BundleParts(variants=folder, samples=samples, runner=payload.files, plan=resolved)
+                parts = BundleParts(
+                    variants=folder, samples=samples, runner=payload.files, plan=resolved, guide=payload.guide
+                )
                 write_bundle(bundle, manifest, parts)
             finally:
                 samples.unlink(missing_ok=True)
@@ -258,6 +261,7 @@ class Bundling:
             "variants": [entry.sha256 for entry in list_files(folder)],
             "cases": checked.cases_digest,
             "runner": runner,
+            "guide": guide,
             "cpu": cpu_features(),
         }
         stored = self.steps.stored("bundle", 1, parts, build, label=f"{self.target.name}: bundle and self-test")

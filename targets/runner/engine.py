@@ -61,7 +61,7 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Eng
         version = runtime.version()
     except runtime.RuntimeMissing as error:
         raise Fault(MISSING, f"{error}{_old_system(needed)}", error.command) from error
-    if _release(version) < _release(needed["minimum"]):
+    if needed["name"] == runtime.NAME and _release(version) < _release(needed["minimum"]):
         message = f"{needed['name']} {version} is older than {needed['minimum']}, which this bundle needs"
         raise Fault(MISSING, message, command.replace("install", "install --upgrade"))
     return Engine(numpy, runtime, threads, affinity)

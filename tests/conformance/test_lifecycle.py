@@ -114,6 +114,15 @@ def test_the_bundle_has_a_float_variant_and_all_that_was_asked(life: Life) -> No
     assert any(variant.precision == "int8" for variant in manifest.variants) == asked
 
 
+def test_the_readme_has_what_the_target_adds_and_each_runtime_has_its_requirements(life: Life) -> None:
+    payload = life.target.payload(life.target.options_type())
+    if payload.guide is not None:
+        assert payload.guide(life.manifest) in (life.bundle / "README.md").read_text(encoding="utf-8")
+    runtime = life.manifest.runtime
+    for name, wanted in {runtime.name: runtime.requirements, **runtime.alternatives}.items():
+        assert (life.bundle / f"requirements-{name}.txt").read_text(encoding="utf-8").splitlines() == list(wanted)
+
+
 def test_every_variant_was_judged_and_gated(life: Life) -> None:
     for variant in life.manifest.variants:
         assert variant.fidelity.samples == 24

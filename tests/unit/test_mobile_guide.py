@@ -1,0 +1,67 @@
+"""The part of a mobile bundle's README that shows how an app loads the file."""
+
+from __future__ import annotations
+
+from exporter.artifacts import (
+    Choice,
+    DataFacts,
+    EdgeType,
+    Fidelity,
+    Manifest,
+    ModelFacts,
+    RuntimeNeed,
+    Signature,
+    TensorSpec,
+    Variant,
+)
+from targets._handover import app_guide
+
+
+def variant(name: str, *edges: EdgeType) -> Variant:
+    fidelity = Fidelity(reference="torch", reference_digest="", samples=1, data="evaluation", outputs=())
+    return Variant(
+        name=name,
+        runtime="ai-edge-litert",
+        main=f"variants/{name}/model.tflite",
+        precision=name,
+        fidelity=fidelity,
+        tolerances={},
+        edges=edges,
+    )
+
+
+def manifest(*variants: Variant) -> Manifest:
+    return Manifest(
+        name="m",
+        target="mobile",
+        signature=Signature(
+            inputs=(TensorSpec(name="input.1", dtype="float32", shape=(1, 3, 8, 8)),),
+            outputs=(TensorSpec(name="best", dtype="int32", shape=(1,)),),
+        ),
+        variants=variants,
+        float_variant="fp32",
+        runtime=RuntimeNeed(name="ai-edge-litert", minimum="2.3", requirements=()),
+        samples=1,
+        model=ModelFacts(source="x", digest="0"),
+        data=DataFacts(calibration=None, calibration_samples=0, evaluation=None, evaluation_samples=0),
+        tools={},
+        plan={},
+        files=(),
+        choice=Choice(variant="fp32", why=""),
+    )
+
+
+def test_shapes_types_and_names_are_those_of_the_bundle() -> None:
+    text = app_guide(manifest(variant("fp32"), variant("int8")))
+    assert "variants/int8/model.tflite" in text
+    assert "val input_1 = Array(1) { Array(3) { Array(8) { FloatArray(8) } } }" in text
+    assert "val best = IntArray(1)" in text
+    assert '"input.1" to input_1' in text
+    assert "zero point" not in text
+
+
+def test_integer_edges_have_their_scale_and_their_own_element_type() -> None:
+    edge = EdgeType(tensor="input.1", dtype="int8", scale=0.0039, zero_point=-128)
+    text = app_guide(manifest(variant("fp32"), variant("int8", edge)))
+    assert "| int8 | `input.1` | int8 | 0.0039 | -128 |" in text
+    assert "Array(8) { ByteArray(8) }" in text
