@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from exporter.devices.adb import AdbDevice
 from exporter.devices.config import ADB, EMULATED, LOCAL, SSH, NamedDevice
 from exporter.devices.device import Device
 from exporter.devices.emulated import EmulatedDevice
 from exporter.devices.local import LocalDevice
 from exporter.devices.ssh import SshDevice
-from exporter.errors import InputError
 from exporter.store import Store
 
 Make = Callable[[NamedDevice, Store], Device]
@@ -17,6 +17,7 @@ Make = Callable[[NamedDevice, Store], Device]
 KINDS: Mapping[str, Make] = {
     LOCAL: lambda named, store: LocalDevice(),
     SSH: lambda named, store: SshDevice(named),
+    ADB: lambda named, store: AdbDevice(named),
 }
 """One maker for each kind of address."""
 
@@ -38,16 +39,5 @@ def device_of(named: NamedDevice, store: Store) -> Device:
     Args:
         named: what was asked for.
         store: keeps what devices make here once, such as the userland of an emulated one.
-
-    Raises:
-        InputError: nothing here reaches such a device.
     """
-    kinds = (LOCAL, SSH, ADB, EMULATED)
-    kind = next(kind for kind in kinds if named.plan.address.startswith(kind))
-    if kind not in KINDS:
-        raise InputError(
-            f"there is no device '{named.name}'",
-            where=named.plan.address,
-            why=f"this version reaches {', '.join(KINDS)} only",
-        )
-    return KINDS[kind](named, store)
+    return next(make for kind, make in KINDS.items() if named.plan.address.startswith(kind))(named, store)

@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.artifacts import Manifest, Profile, digest_of, file_digest
 from exporter.devices.channel import Channel, Lost, Refused, trouble
-from exporter.devices.config import DevicePlan, NamedDevice
+from exporter.devices.config import ADB, DevicePlan, NamedDevice
 from exporter.devices.running import (
     SELF_TEST,
     SELF_TEST_SECONDS,
@@ -26,6 +26,9 @@ from exporter.plan_types import ProfilePlan
 
 MANIFEST = "manifest.json"
 READY = ".ready"
+FOLDER = "~/.cache/edge-exporter"
+ANDROID_FOLDER = "/data/local/tmp/edge-exporter"
+"""Where a shell of an unrooted phone may write files and run them."""
 SPARE_BYTES = 8 * 2**20
 LOOK_SECONDS = 1.0
 REMOVED: Mapping[str, Sequence[str]] = {
@@ -145,7 +148,7 @@ def _hold(channel: Channel, named: NamedDevice, emit: Emit) -> None:
 
 def folder_of(plan: DevicePlan) -> str:
     """Where bundles are put on the device."""
-    return plan.folder or "~/.cache/edge-exporter"
+    return plan.folder or (ANDROID_FOLDER if plan.address.startswith(ADB) else FOLDER)
 
 
 def _send(channel: Channel, device: str, sources: Mapping[str, Path], what: str, emit: Emit) -> None:
