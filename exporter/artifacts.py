@@ -618,6 +618,53 @@ class InstructionProfile(Value, frozen=True, kw_only=True):
     seal: str = ""
 
 
+class BenchmarkedVariant(Value, frozen=True, kw_only=True):
+    """What LiteRT's benchmark_model printed of one .tflite file; times in microseconds, of random inputs.
+
+    Attributes:
+        variant: its name.
+        count: steady-state runs.
+        median_us: None where that version of the tool does not print it; `p95_us` likewise.
+        memory_mb: how much the process grew, in the tool's own words approximate; None where it does not say.
+    """
+
+    variant: str
+    count: int
+    minimum_us: float
+    maximum_us: float
+    mean_us: float
+    std_us: float
+    median_us: float | None
+    p95_us: float | None
+    init_us: float
+    first_us: float
+    warmup_us: float
+    memory_mb: float | None
+
+
+class BenchmarkProfile(Value, frozen=True, kw_only=True):
+    """profiles/<device>.benchmark.json: LiteRT's benchmark_model on a device that has no Python.
+
+    The tool gives no single runs and compares no outputs: nothing is ranked by it, and the self-test was not run.
+    """
+
+    schema: Literal[1] = 1
+    bundle_digest: str
+    target: str
+    provenance: Literal["native"] = "native"
+    device: str
+    host: Host
+    binary_sha256: str
+    threads: int
+    affinity: tuple[int, ...]
+    before: HostState
+    after: HostState
+    variants: tuple[BenchmarkedVariant, ...]
+    flags: tuple[str, ...]
+    self_test: Literal["not run"] = "not run"
+    seal: str = ""
+
+
 class NotMeasured(Value, frozen=True, kw_only=True):
     """Why there is no profile, and the command that makes one."""
 

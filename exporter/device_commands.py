@@ -14,7 +14,7 @@ from exporter.opening import opened
 if TYPE_CHECKING:
     from exporter.artifacts import Manifest, Profile
     from exporter.console import Console
-    from exporter.devices import EmulatedDevice, NamedDevice
+    from exporter.devices import BenchmarkDevice, EmulatedDevice, NamedDevice
     from exporter.pipeline.steps import Steps
     from exporter.plan_types import ProfilePlan
 
@@ -35,7 +35,7 @@ def profile(
 ) -> None:
     """`edge-exporter profile`."""
     from exporter.bundle import read_manifest
-    from exporter.devices import device_of, emulated_device, named_device, read_devices
+    from exporter.devices import BenchmarkDevice, device_of, emulated_device, named_device, read_devices
     from exporter.pipeline.importing import import_profile
     from exporter.pipeline.measuring import profile_on
 
@@ -64,6 +64,11 @@ def profile(
                 "--set-default takes one thread count, since profiles of several are not ranked together",
                 hint=f"add --threads {sweep[0].threads}",
             )
+        if named.plan.benchmark_binary is not None:
+            _benchmark(
+                bundle, BenchmarkDevice(named, named.plan.benchmark_binary), sweep, set_default, console, steps
+            )
+            return
         measured = profile_on(device_of(named, steps.store), bundle, sweep, steps)
         _show_measured(bundle, manifest, measured, set_default, console)
 
@@ -124,6 +129,28 @@ def _count(
     counted = count_on(device, bundle, steps)
     show_instructions(console, counted)
     console.document({"bundle": str(bundle), "instructions": counted})
+
+
+def _benchmark(
+    bundle: Path,
+    device: BenchmarkDevice,
+    sweep: Sequence[ProfilePlan],
+    set_default: bool,
+    console: Console,
+    steps: Steps,
+) -> None:
+    from exporter.pipeline.benchmarking import benchmark_on
+    from exporter.show import show_benchmark
+
+    if set_default:
+        raise UsageError(
+            f"{device.name} runs benchmark_model, which compares no outputs: no default is chosen by it",
+            hint="leave out --set-default",
+        )
+    measured = benchmark_on(device, bundle, sweep, steps)
+    for one in measured:
+        show_benchmark(console, one)
+    console.document({"bundle": str(bundle), "benchmarks": measured})
 
 
 def devices(*, action: str, name: str | None, devices: Path | None, **common: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifacts import InstructionProfile, Manifest, NotMeasured, Profile
+from exporter.artifacts import BenchmarkProfile, InstructionProfile, Manifest, NotMeasured, Profile
 from exporter.console import Console
 from exporter.tables import (
+    BENCHMARK_COLUMNS,
     PROFILE_COLUMNS,
+    benchmark_rows,
     fidelity_columns,
     fidelity_rows,
     gate_text,
@@ -58,6 +60,18 @@ def show_instructions(console: Console, counted: InstructionProfile) -> None:
         "self-test: passed; `equal` is the share of output values that are the expected ones to the last bit"
     )
     console.result("emulated: these are instructions, not latency; nothing is ranked or chosen by them")
+
+
+def show_benchmark(console: Console, measured: BenchmarkProfile) -> None:
+    """What LiteRT's benchmark_model printed of each .tflite file."""
+    threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
+    console.table(
+        BENCHMARK_COLUMNS,
+        benchmark_rows(measured),
+        title=f"latency in ms by LiteRT's benchmark_model: {threads}, random inputs, native on {measured.device}: "
+        f"{measured.host.cpu} ({measured.host.cores} cores)",
+    )
+    console.result("self-test: not run (the tool compares no outputs); nothing is ranked or chosen by these numbers")
 
 
 def show_profile(console: Console, manifest: Manifest, measured: Profile) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from exporter.artifacts import (
+    BenchmarkProfile,
     Comparison,
     Coverage,
     DeviceFacts,
@@ -21,6 +22,7 @@ from exporter.artifacts import (
 FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8")
 PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
 """Times are milliseconds."""
+BENCHMARK_COLUMNS = ("", "runs", "load", "first", "least", "mean", "median", "p95", "MB")
 METRIC = FIDELITY_COLUMNS.index("metric")
 NONE = "-"
 REASONS_SHOWN = 4
@@ -180,6 +182,16 @@ def facts_rows(facts: DeviceFacts) -> list[tuple[str, str]]:
         ("folder", facts.folder or NONE),
         ("free disk", NONE if facts.free_bytes is None else human_size(facts.free_bytes)),
     ]
+
+
+def benchmark_rows(profile: BenchmarkProfile) -> list[tuple[str, ...]]:
+    """One row a variant, times in milliseconds."""
+    rows = []
+    for one in profile.variants:
+        times = (one.init_us, one.first_us, one.minimum_us, one.mean_us, one.median_us, one.p95_us)
+        shown = [NONE if value is None else milliseconds(1000 * value) for value in times]
+        rows.append((one.variant, str(one.count), *shown, NONE if one.memory_mb is None else f"{one.memory_mb:.0f}"))
+    return rows
 
 
 def _held_back(state: HostState | None) -> str:

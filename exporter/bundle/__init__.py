@@ -1,9 +1,11 @@
 """Bundles: written, sealed, read back, and checked byte for byte."""
 
 from exporter.bundle.manifest import (
+    BENCHMARK,
     INSTRUCTIONS,
     MANIFEST,
     PROFILES,
+    read_benchmark_profiles,
     read_instruction_profiles,
     read_manifest,
     read_profile,
@@ -16,6 +18,7 @@ from exporter.bundle.verify import check_bundle, check_runtime_signature
 from exporter.bundle.write import SAMPLES, BundleParts, bundle_name, write_bundle
 
 __all__ = [
+    "BENCHMARK",
     "INSTRUCTIONS",
     "MANIFEST",
     "PROFILES",
@@ -24,6 +27,7 @@ __all__ = [
     "bundle_name",
     "check_bundle",
     "check_runtime_signature",
+    "read_benchmark_profiles",
     "read_instruction_profiles",
     "read_manifest",
     "read_profile",

@@ -10,17 +10,19 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from exporter.artifacts import InstructionProfile, Manifest, Profile, canonical, digest_of
+from exporter.artifacts import BenchmarkProfile, InstructionProfile, Manifest, Profile, canonical, digest_of
 from exporter.errors import BundleError, InputError
 
 MANIFEST = "manifest.json"
 PROFILES = "profiles"
 INSTRUCTIONS = ".instructions.json"
 """How profiles of emulated devices end, so that no one reads them as latency."""
+BENCHMARK = ".benchmark.json"
+"""How profiles by a tool that compares no outputs end."""
 LARGEST_JSON = 256 * 2**20
 
-Sealed = TypeVar("Sealed", Manifest, Profile, InstructionProfile)
-Measured = TypeVar("Measured", Profile, InstructionProfile)
+Sealed = TypeVar("Sealed", Manifest, Profile, InstructionProfile, BenchmarkProfile)
+Measured = TypeVar("Measured", Profile, InstructionProfile, BenchmarkProfile)
 
 
 def sealed_manifest(manifest: Manifest) -> Manifest:
@@ -76,13 +78,21 @@ def read_profile(path: Path, manifest: Manifest) -> Profile:
 def read_profiles(bundle: Path, manifest: Manifest) -> dict[str, Profile]:
     """All profiles of a bundle that hold latencies, by file name."""
     paths = sorted((bundle / PROFILES).glob("*.json"))
-    return {path.name: read_profile(path, manifest) for path in paths if not path.name.endswith(INSTRUCTIONS)}
+    return {
+        path.name: read_profile(path, manifest) for path in paths if not path.name.endswith((INSTRUCTIONS, BENCHMARK))
+    }
 
 
 def read_instruction_profiles(bundle: Path, manifest: Manifest) -> dict[str, InstructionProfile]:
     """All profiles of emulated devices, by file name; checked as `read_profile` does."""
     paths = sorted((bundle / PROFILES).glob(f"*{INSTRUCTIONS}"))
     return {path.name: _of_this_bundle(path, _read(path, InstructionProfile), manifest) for path in paths}
+
+
+def read_benchmark_profiles(bundle: Path, manifest: Manifest) -> dict[str, BenchmarkProfile]:
+    """All profiles by LiteRT's benchmark_model, by file name; checked as `read_profile` does."""
+    paths = sorted((bundle / PROFILES).glob(f"*{BENCHMARK}"))
+    return {path.name: _of_this_bundle(path, _read(path, BenchmarkProfile), manifest) for path in paths}
 
 
 def _of_this_bundle(path: Path, profile: Measured, manifest: Manifest) -> Measured:
@@ -140,5 +150,5 @@ def _read(path: Path, kind: type[Sealed]) -> Sealed:
     return value
 
 
-def _without(value: Manifest | Profile | InstructionProfile, *keys: str) -> dict[str, Any]:
+def _without(value: Manifest | Profile | InstructionProfile | BenchmarkProfile, *keys: str) -> dict[str, Any]:
     return {key: item for key, item in msgspec.structs.asdict(value).items() if key not in keys}

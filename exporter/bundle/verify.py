@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Manifest, TensorSpec, file_digest
-from exporter.bundle.manifest import MANIFEST, PROFILES, read_instruction_profiles, read_manifest, read_profiles
+from exporter.bundle.manifest import (
+    MANIFEST,
+    PROFILES,
+    read_benchmark_profiles,
+    read_instruction_profiles,
+    read_manifest,
+    read_profiles,
+)
 from exporter.errors import BundleError
 
 SHOWN = 20
@@ -45,6 +52,7 @@ def check_bundle(bundle: Path) -> Manifest:
         )
     read_profiles(bundle, manifest)
     read_instruction_profiles(bundle, manifest)
+    read_benchmark_profiles(bundle, manifest)
     return manifest
 
 

@@ -1,5 +1,6 @@
 """Where a bundle runs: on this machine, in this environment or in a fresh one, or on another device."""
 
+from exporter.devices.benchmark import BenchmarkDevice
 from exporter.devices.config import NAME, Devices, NamedDevice, named_device, read_devices
 from exporter.devices.device import Device, Prepared
 from exporter.devices.emulated import EmulatedDevice
@@ -10,6 +11,7 @@ from exporter.devices.running import profile_name
 
 __all__ = [
     "NAME",
+    "BenchmarkDevice",
     "Device",
     "Devices",
     "EmulatedDevice",

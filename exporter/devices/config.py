@@ -211,4 +211,7 @@ def _named(tables: Mapping[str, Any], base: Path, problems: list[str]) -> dict[s
 def _idle_keys(table: Mapping[str, Any], plan: DevicePlan, where: str) -> list[str]:
     scheme = next(scheme for scheme in SCHEMES if plan.address.startswith(scheme))
     acting = ("address", "notes", *SCHEMES[scheme])
-    return [f"{where}.{key}: does nothing for a device at {scheme}..." for key in table if key not in acting]
+    twice = ["python", "benchmark_binary"] if plan.python and plan.benchmark_binary else []
+    return [f"{where}: {' and '.join(twice)} both say what runs bundles: leave one out"] * bool(twice) + [
+        f"{where}.{key}: does nothing for a device at {scheme}..." for key in table if key not in acting
+    ]
