@@ -1,13 +1,15 @@
 """devices.toml and addresses: strict, every fault at once, and nothing that ssh or adb could read as an option."""
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.devices import named_device, read_devices
-from exporter.devices.config import address_problem, ssh_destination
+from exporter.devices.config import DevicePlan, address_problem, ssh_destination
 from exporter.errors import InputError
 
 GOOD = """\
@@ -138,3 +140,11 @@ def test_what_is_given_to_ssh_is_never_an_option(text: str) -> None:
     assert not destination.startswith("-")
     assert not any(part.startswith("-") for part in destination.split("@"))
     assert destination.split() == [destination]
+
+
+def test_the_page_shows_a_file_that_is_read_and_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```\n(schema = 1\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert list(read_devices(written(tmp_path, shown)).named) == ["pi", "phone"]
+    keys = set(re.findall(r"^\| `(\w+)` \| (?:all|ssh|adb)", page, re.MULTILINE))
+    assert keys == {field.name for field in msgspec.structs.fields(DevicePlan)}
