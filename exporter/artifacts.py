@@ -231,6 +231,8 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
         max_abs_error: largest absolute difference of one value.
         top1_agreement: share of rows with the same arg-max over the last axis; None where it does not apply.
         floating: whether the output holds floats, of which SQNR tells something.
+        broken: values that are NaN or infinite where the reference is finite; the other figures leave them out, but
+            SQNR is then the lowest that there is.
     """
 
     output: str
@@ -239,6 +241,7 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
     max_abs_error: float
     top1_agreement: float | None = None
     floating: bool = True
+    broken: int = 0
 
 
 class MetricResult(Value, frozen=True, kw_only=True):

@@ -30,6 +30,12 @@ def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
             )
     for output in fidelity.outputs:
         _divergence_rules(output, gate, rules, failures)
+        if output.broken:
+            rules.append(f"'{output.output}': finite where the trained model is")
+            failures.append(
+                f"output '{output.output}' holds {output.broken} NaN or infinite values where the trained model's is "
+                "finite; the ranges seen in calibration may not cover the model's activations"
+            )
     _top1_rule(fidelity.outputs, gate, rules, failures)
     if not rules:
         by_default = msgspec.structs.replace(gate, min_sqnr_db=DEFAULT_SQNR_DB)

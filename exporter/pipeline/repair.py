@@ -192,9 +192,15 @@ def _better(one: Judged, other: Judged) -> bool:
     """Whether a model is nearer to the gate: it passes, loses less, or, with equal losses, has less noise."""
     if one.passed != other.passed:
         return one.passed
-    losses = [side.fidelity.metric.relative_loss if side.fidelity.metric else 0.0 for side in (one, other)]
+    losses = [_loss(side.fidelity) for side in (one, other)]
     noise = [float("inf") if side.sqnr_db is None else side.sqnr_db for side in (one, other)]
     return losses[0] < losses[1] or (losses[0] == losses[1] and noise[0] > noise[1] + GAIN_DB)
+
+
+def _loss(fidelity: Fidelity) -> tuple[int, float]:
+    """Values that are no numbers count before any metric, which may pass over them."""
+    broken = sum(output.broken for output in fidelity.outputs)
+    return broken, fidelity.metric.relative_loss if fidelity.metric else 0.0
 
 
 def _named(names: Sequence[str]) -> str:

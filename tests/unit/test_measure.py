@@ -105,12 +105,20 @@ def test_masks_of_minus_infinity_agree_and_carry_no_signal():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_where_the_reference_is_is_an_error(value):
-    wanted = np.ones((2, 3), np.float32)
+def test_a_value_that_is_no_number_where_the_model_has_one_fails_any_gate(value):
+    wanted = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     got = wanted.copy()
-    got[1, 2] = value
-    with pytest.raises(StageError, match="output 'y' holds 1 NaN or infinite"):
-        one(wanted, got)
+    got[1, 0] = value
+    fidelity = measured(({"y": wanted}, {"y": got}))
+    (result,) = fidelity.outputs
+    assert result.broken == 1
+    assert result.sqnr_db == -300
+    assert result.max_abs_error == 0
+    assert math.isfinite(result.cosine)
+    kept = compare_metric("accuracy", 0.9, 0.9)
+    judged = apply_gate(msgspec.structs.replace(fidelity, metric=kept), GatePlan())
+    assert not judged.gate.passed
+    assert any("1 NaN or infinite values" in text for text in judged.gate.failures)
 
 
 def test_a_finite_value_where_the_reference_is_masked_is_no_agreement():

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from exporter.artifacts import (
     OutputFidelity,
     QuantScheme,
 )
-from exporter.pipeline.repair import Budget, Judged, Repairing, Workshop
+from exporter.pipeline.repair import Budget, Judged, Repairing, Workshop, _better
 from exporter.pipeline.results import Int8Model
 from exporter.target_api import Int8File, SchemeNeed
 
@@ -162,3 +163,15 @@ def test_a_budget_of_seconds_ends_when_they_are_over():
     net.repair("3 s", clock=lambda: float(next(ticks)))
     assert len(net.judged) == 2
     assert net.repairing.ended
+
+
+def test_fewer_values_that_are_no_numbers_are_nearer_to_the_gate_whatever_the_metric_says():
+    def judged(broken: int, value: float) -> Judged:
+        output = OutputFidelity(output="y", sqnr_db=-300.0, cosine=0.0, max_abs_error=0.0, broken=broken)
+        made = Net({"a": 1.0}, 0.0).judge(QuantScheme())
+        metric = MetricResult(name="accuracy", reference=0.9, value=value, relative_loss=(0.9 - value) / 0.9)
+        fidelity = msgspec.structs.replace(made.fidelity, outputs=(output,), metric=metric)
+        return msgspec.structs.replace(made, fidelity=fidelity)
+
+    assert _better(judged(1, 0.1), judged(5, 0.2))
+    assert not _better(judged(5, 0.2), judged(1, 0.1))
