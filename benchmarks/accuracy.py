@@ -59,24 +59,29 @@ def _row(python: Path, name: str, folder: Path) -> dict[str, Any]:
     return row | {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"}
 
 
+def about(command: str) -> dict[str, Any]:
+    """Command, machine and versions, for the head of a table."""
+    return {
+        "command": command,
+        "machine": f"{platform.machine()}, {_cpu()}, {os.cpu_count()} cores, 1 thread used",
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+    }
+
+
 def write(folder: Path, row: dict[str, Any]) -> None:
     """Puts a row into both files."""
     path = folder / "accuracy.json"
     rows = {one["name"]: one for one in json.loads(path.read_text())["rows"]} if path.is_file() else {}
     rows[row["name"]] = row
     ordered = [rows[name] for name in CASES if name in rows]
-    about = {
-        "command": "python benchmarks/accuracy.py",
-        "machine": f"{platform.machine()}, {_cpu()}, {os.cpu_count()} cores, 1 thread used",
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
-    }
+    facts = about("python benchmarks/accuracy.py")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, "rows": ordered}, indent=1) + "\n")
-    told = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    path.write_text(json.dumps({**facts, "rows": ordered}, indent=1) + "\n")
+    told = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     first, last = min(one["date"] for one in ordered), max(one["date"] for one in ordered)
     (folder / "accuracy.md").write_text(
         "# Real models in int8\n\n"
-        f"`{about['command']}` on {about['machine']}; {told}; rows made from {first} to {last}.\n\n"
+        f"`{facts['command']}` on {facts['machine']}; {told}; rows made from {first} to {last}.\n\n"
         "Plain is onnxruntime's `quantize_static` with one scale for each tensor and min-max; ours is the default "
         "plan with the gate at 1 %. dB is SQNR against the float file. Latency is a ratio to float, the median of "
         "rounds in which float, plain and ours run in turn.\n\n" + table(ordered)

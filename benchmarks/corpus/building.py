@@ -45,14 +45,14 @@ def write_plan(case: Case, name: str, folder: Path) -> Path:
     return path
 
 
-def build(plan: Path, *options: str) -> dict[str, Any]:
-    """What `build --json` says of the cpu target, and the folder of its bundle.
+def build(plan: Path, *options: str, python: Path | None = None) -> dict[str, Any]:
+    """What `build --json` says of the plan's target; `python` runs it, by default this process's.
 
     Raises:
         BuildError: the build failed.
     """
     command = [
-        sys.executable, "-m", "exporter", "build", str(plan), "--output", str(plan.parent / "bundles"),
+        str(python or sys.executable), "-m", "exporter", "build", str(plan), "--output", str(plan.parent / "bundles"),
         "--progress", "none", "--json", *options,
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

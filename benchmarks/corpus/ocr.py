@@ -29,7 +29,6 @@ def recognition(folder: Path) -> Case:
         evaluation={"x": evaluation, "labels": labels},
         metric=f"{HERE / 'metrics.py'}:characters",
         shown="characters right",
-        shapes={"x": ["batch", 3, HEIGHT, "width"]},
         note="rendered text with noise; calibrated at width 320, evaluated at 480",
         batch=4,
     )
