@@ -19,6 +19,13 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[model]", plan_types.ModelPlan),
     ("[model.inputs.NAME]", plan_types.InputPlan),
     ("[model.inputs.NAME.preprocess]", Preprocessing),
+    ("[merge]", plan_types.MergePlan),
+    ("[[merge.models]]", plan_types.MergeModelPlan),
+    ("[compress]", plan_types.CompressPlan),
+    *(
+        (f'[[compress.steps]] method = "{kind.__struct_config__.tag}"', kind)
+        for kind in get_args(plan_types.CompressStep)
+    ),
     ("[calibration]", plan_types.DataPlan),
     ("[evaluation]", plan_types.EvaluationPlan),
     ("[export]", plan_types.ExportPlan),
@@ -59,7 +66,7 @@ def reference() -> str:
 
 def _summary(kind: type[msgspec.Struct]) -> str:
     text = (inspect.getdoc(kind) or "").partition("Attributes:")[0].strip()
-    bare = re.sub(r"^`\[[^`]*`[:.]?\s*", "", text)
+    bare = re.sub(r"^`(\[|method = )[^`]*`[:.]?\s*", "", text)
     return bare[:1].upper() + bare[1:]
 
 

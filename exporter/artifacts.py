@@ -279,6 +279,47 @@ class Fidelity(Value, frozen=True, kw_only=True):
     arithmetic: Literal["native", "simulated"] = "native"
 
 
+class ModelCost(Value, frozen=True, kw_only=True):
+    """Counts of one torch model.
+
+    Attributes:
+        parameters: values of all parameters.
+        macs: multiply-accumulates of matrix products, convolutions and attention for one sample.
+        bytes: of parameters and buffers.
+        compressed_bytes: the same after zstd; None where zstandard is not installed.
+        zeros: share of parameter values that are exactly zero.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+    compressed_bytes: int | None
+    zeros: float
+
+
+class HistoryEntry(Value, frozen=True, kw_only=True):
+    """One model on the way from what was trained to what was exported.
+
+    Attributes:
+        name: what tables call it.
+        role: `trained` is the model that variants are judged against; `base` and `member` went into a merge, `merged`
+            came out of it; `step` is the result of a step of [compress].
+        digest: of the model.
+        cost: its size and work.
+        fidelity: against the trained model on the evaluation data; None for the trained model itself.
+        metric: its own value of the plan's metric; None without labels.
+        notes: what the step reports.
+    """
+
+    name: str
+    role: Literal["trained", "base", "member", "merged", "step"]
+    digest: str
+    cost: ModelCost
+    fidelity: Fidelity | None = None
+    metric: float | None = None
+    notes: tuple[str, ...] = ()
+
+
 class Tolerance(Value, frozen=True, kw_only=True):
     """How far an output may be from its expected value in a self-test: |y - e| <= atol + rtol * |e|.
 
@@ -423,6 +464,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     tools: dict[str, str]
     made_on: dict[str, str | int | list[str]] = {}
     notes: tuple[str, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
     plan: dict[str, Any]
     files: tuple[FileEntry, ...]
     choice: Choice

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -73,6 +73,12 @@ def defaults_of(kind: type[msgspec.Struct]) -> list[str]:
 
 
 def _convert(value: object, hint: Any, where: str, problems: list[str], base: Path | None) -> Any:
+    if (
+        get_origin(hint) is Annotated
+        and get_origin(get_args(hint)[0]) is tuple
+        and _structs_in(get_args(get_args(hint)[0])[0])
+    ):
+        hint = get_args(hint)[0]  # Their number is checked with them.
     nested = _struct_in(hint)
     if nested is not None:
         return convert_struct(value, nested, where, problems, base=base)
@@ -83,6 +89,8 @@ def _convert(value: object, hint: Any, where: str, problems: list[str], base: Pa
         return {
             key: convert_struct(item, nested, f"{where}.{key}", problems, base=base) for key, item in value.items()
         }
+    if get_origin(hint) is tuple and (kinds := _structs_in(get_args(hint)[0])):
+        return _structs(value, kinds, where, problems, base)
     if base is not None and isinstance(value, str) and where.rpartition(".")[2] in REFERENCES:
         if not value.strip():
             problems.append(f"{where}: a file or `file.py:function` is expected, not an empty text")
@@ -98,6 +106,34 @@ def _convert(value: object, hint: Any, where: str, problems: list[str], base: Pa
     except msgspec.ValidationError as error:
         problems.append(f"{where}: {_words(str(error), hint)} (got {shorten(repr(value), 80)})")
         return None
+
+
+def _structs(
+    value: object, kinds: Sequence[type[msgspec.Struct]], where: str, problems: list[str], base: Path | None
+) -> tuple[msgspec.Struct | None, ...] | None:
+    """A list of tables; where several kinds are possible, the key that tags them tells which one a table is."""
+    if not isinstance(value, list) or not value:
+        problems.append(
+            f"{where}: one or more tables [[{where}]] are expected, not {_kind(value) if value else 'none'}"
+        )
+        return None
+    return tuple(_tagged(item, kinds, f"{where}[{index}]", problems, base) for index, item in enumerate(value))
+
+
+def _tagged(
+    value: object, kinds: Sequence[type[msgspec.Struct]], where: str, problems: list[str], base: Path | None
+) -> msgspec.Struct | None:
+    field = kinds[0].__struct_config__.tag_field
+    if field is None or not isinstance(value, Mapping):
+        return convert_struct(value, kinds[0], where, problems, base=base)
+    known = {str(kind.__struct_config__.tag): kind for kind in kinds}
+    tag = value.get(field)
+    if tag not in known:
+        given = f"{tag!r}{closest(str(tag), list(known))}" if field in value else "nothing"
+        problems.append(f"{where}.{field}: one of {', '.join(map(repr, known))} is expected (got {given})")
+        return None
+    rest = {key: item for key, item in value.items() if key != field}
+    return convert_struct(rest, known[tag], where, problems, base=base, also=(field,))
 
 
 def resolve_reference(reference: str, base: Path) -> str:
@@ -122,6 +158,12 @@ def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
         if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
             return candidate
     return None
+
+
+def _structs_in(hint: Any) -> list[type[msgspec.Struct]]:
+    """The Struct types that the items of a list may have."""
+    candidates = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [item for item in candidates if isinstance(item, type) and issubclass(item, msgspec.Struct)]
 
 
 def _unfit(value: object) -> int | float | None:

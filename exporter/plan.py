@@ -16,13 +16,15 @@ import msgspec
 
 from exporter.convert import convert_struct, defaults_of
 from exporter.errors import InputError, PlanError, shorten
-from exporter.plan_checks import check_files, check_preprocessing, check_top_level
+from exporter.plan_checks import check_compress, check_files, check_merge, check_preprocessing, check_top_level
 from exporter.plan_sets import deep_merge, parse_sets
 from exporter.plan_types import (
+    CompressPlan,
     DataPlan,
     EvaluationPlan,
     ExportPlan,
     GatePlan,
+    MergePlan,
     ModelPlan,
     ProfilePlan,
     QuantizePlan,
@@ -31,7 +33,13 @@ from exporter.target_api import Target, TargetOptions
 
 Tables = dict[str, Any]
 
-GLOBAL: dict[str, type[msgspec.Struct]] = {"model": ModelPlan, "calibration": DataPlan, "evaluation": EvaluationPlan}
+GLOBAL: dict[str, type[msgspec.Struct]] = {
+    "model": ModelPlan,
+    "merge": MergePlan,
+    "compress": CompressPlan,
+    "calibration": DataPlan,
+    "evaluation": EvaluationPlan,
+}
 PER_TARGET: dict[str, type[msgspec.Struct]] = {
     "export": ExportPlan,
     "quantize": QuantizePlan,
@@ -41,6 +49,9 @@ PER_TARGET: dict[str, type[msgspec.Struct]] = {
 TOP_LEVEL = ("schema", "name", "targets", *GLOBAL, *PER_TARGET)
 TOML_TIMES = (datetime.datetime, datetime.date, datetime.time)
 PATH_KEYS = {"model": ("source", "weights", "depends"), "calibration": ("data",), "evaluation": ("data", "metric")}
+
+NESTED_PATHS = ("merge", "compress")
+"""Sections whose lists of tables hold paths."""
 
 
 class TargetPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +71,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: first part of the bundles' folder names.
         model: the trained model.
+        merge: what is merged into it, or None.
+        compress: what makes it smaller, or None.
         calibration: representative inputs, or None.
         evaluation: held-out data, or None.
         targets: one entry a target to build.
@@ -69,6 +82,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     model: ModelPlan
+    merge: MergePlan | None = None
+    compress: CompressPlan | None = None
     calibration: DataPlan | None
     evaluation: EvaluationPlan | None
     targets: tuple[TargetPlan, ...]
@@ -80,14 +95,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         tables: Tables = {"schema": 1, "name": self.name}
         for section, value in (
             ("model", self.model),
+            ("merge", self.merge),
+            ("compress", self.compress),
             ("calibration", self.calibration),
             ("evaluation", self.evaluation),
         ):
             if value is not None:
                 plain = cast(Tables, msgspec.to_builtins(value, builtin_types=TOML_TIMES, enc_hook=str))
                 written = self.written.get(section, {})
-                plain |= {key: _portable(written[key]) for key in PATH_KEYS[section] if key in written}
-                tables[section] = plain
+                plain |= {key: _portable(written[key]) for key in PATH_KEYS.get(section, ()) if key in written}
+                tables[section] = _portable(plain) if section in NESTED_PATHS else plain
         for section in PER_TARGET:
             tables[section] = msgspec.to_builtins(getattr(target, section))
         tables["targets"] = {target.name: msgspec.to_builtins(target.options)}
@@ -199,12 +216,16 @@ def _resolve(
     if not targets:
         problems.append("no target: add a table such as [targets.cpu], or name one with --target")
     check_files(globals_, problems)
+    check_merge(globals_.get("merge"), globals_.get("model"), problems)
+    check_compress(globals_.get("compress"), problems)
     check_preprocessing(globals_.get("model"), problems)
     if problems:
         raise PlanError(problems, where=where, hint="docs/plan.md lists every key with its type and default")
     return Plan(
         name=name,
         model=globals_["model"],
+        merge=globals_.get("merge"),
+        compress=globals_.get("compress"),
         calibration=globals_.get("calibration"),
         evaluation=globals_.get("evaluation"),
         targets=tuple(target for target in targets if target is not None),
@@ -304,9 +325,13 @@ def _table(tables: Tables, key: str, problems: list[str]) -> Tables:
 
 
 def _portable(value: object) -> object:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_portable(item) for item in value]
-    text = str(value)
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    text = value
     path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
     return (Path(path).name + colon + function) if Path(path).is_absolute() else text
 
@@ -314,4 +339,6 @@ def _portable(value: object) -> object:
 def _without_none(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_none(item) for item in value)
     return value

@@ -87,6 +87,114 @@ class EvaluationPlan(DataPlan, frozen=True, kw_only=True, forbid_unknown_fields=
     output: str | None = None
 
 
+class MergeModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[merge.models]]`: one of the models that are merged; all have the architecture of `[model] source`.
+
+    Attributes:
+        weights: its state dict, read as `[model] weights` is.
+        name: what tables call it; by default the file's name without its suffix.
+        weight: its share relative to the others'.
+    """
+
+    weights: Path
+    name: str | None = None
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.name or self.weights.stem
+
+
+class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[merge]`: several models of one architecture into one, weight by weight.
+
+    Attributes:
+        method: how; see docs/merge.md.
+        models: what is merged.
+        base: state dict that all were fine-tuned from; by default `[model] weights`.
+        scale: factor of the task vectors (`task-arithmetic`, `ties`, `dare`).
+        density: share of each task vector's values that `ties` keeps.
+        drop: share of each task vector's values that `dare` drops.
+        position: how far `slerp` goes from the first model to the second.
+        seed: of the values that `dare` drops.
+        norms: re-estimate the statistics of batch norms on the calibration inputs.
+        accept: `better` fails when the merged model is worse than the best of the models and the base; `worse`
+            only reports it.
+    """
+
+    method: Literal["average", "slerp", "task-arithmetic", "ties", "dare", "greedy-soup"] = "average"
+    models: Annotated[tuple[MergeModelPlan, ...], Meta(min_length=1)]
+    base: Path | None = None
+    scale: Annotated[float, Meta(gt=0)] = 0.5
+    density: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    drop: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    position: Share = 0.5
+    seed: Annotated[int, Meta(ge=0)] = 0
+    norms: bool = True
+    accept: Literal["better", "worse"] = "better"
+
+
+class NormsStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="norms"):
+    """`method = "norms"`: re-estimates the statistics of batch norms on the calibration inputs."""
+
+
+class LowRankStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="low-rank"):
+    """`method = "low-rank"`: linear layers and 1x1 convolutions become pairs, wherever that is less work.
+
+    Attributes:
+        energy: share of the sum of squared singular values that each pair keeps at least; not beside `rank`.
+        rank: between the two layers of every pair.
+        ignore: names of modules that stay as they are.
+    """
+
+    energy: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    rank: Positive | None = None
+    ignore: tuple[str, ...] = ()
+
+
+class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="distil"):
+    """`method = "distil"`: the model learns to answer as its teachers do, on the calibration inputs without labels.
+
+    Attributes:
+        student: arguments of the factory for a fresh student; without it the model itself is taught.
+        teachers: state dicts for the factory of [model]; by default the trained model is the teacher.
+        loss: `kl` between softmax outputs, for classifiers; `mse` between outputs, for anything else.
+        temperature: that softens both sides of `kl`.
+        fuse: several teachers are averaged (`mean`), or the surest one counts for each sample (`confidence`).
+        epochs: passes over the inputs, at most.
+        patience: epochs without a better result on the held-out fifth of the inputs, after which teaching stops.
+        rate: peak learning rate of AdamW.
+        batch_size: samples of one step of learning.
+        seed: of the order of samples, the held-out fifth, and a fresh student's weights.
+    """
+
+    student: dict[str, Any] | None = None
+    teachers: tuple[Path, ...] = ()
+    loss: Literal["kl", "mse"] = "kl"
+    temperature: Annotated[float, Meta(gt=0)] = 4.0
+    fuse: Literal["mean", "confidence"] = "mean"
+    epochs: Positive = 60
+    patience: Positive = 15
+    rate: Annotated[float, Meta(gt=0)] = 2e-3
+    batch_size: Annotated[int, Meta(ge=2)] = 32
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
+CompressStep = NormsStep | LowRankStep | DistilStep
+"""One entry of `[[compress.steps]]`; `method` says which."""
+
+
+class CompressPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[compress]`: steps that make the trained model smaller before it is exported, in the order given.
+
+    Attributes:
+        steps: one table `[[compress.steps]]` each; `method` chooses among those below.
+    """
+
+    steps: Annotated[tuple[CompressStep, ...], Meta(min_length=1)]
+
+
 class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[export]`: torch to ONNX.
 

@@ -13,6 +13,8 @@ from exporter.tables import (
     fidelity_columns,
     fidelity_rows,
     gate_text,
+    history_columns,
+    history_rows,
     instruction_kinds,
     instruction_rows,
     made_for_text,
@@ -24,8 +26,19 @@ from exporter.tables import (
 def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Profile | NotMeasured) -> None:
     """Fidelity with its gate, latency, the default variant and why."""
     fidelity = manifest.variants[-1].fidelity
-    judged = f"{fidelity.samples} {fidelity.data} samples, against the model in {fidelity.reference}"
+    judged_on = f"{fidelity.samples} {fidelity.data} samples"
+    judged = f"{judged_on}, against the model in {fidelity.reference}"
     console.result("")
+    if manifest.history:
+        console.table(
+            history_columns(manifest.history),
+            history_rows(manifest.history),
+            title=f"{manifest.name}: torch models on {judged_on}; SQNR and top-1 against the trained model",
+        )
+        for entry in manifest.history:
+            for note in entry.notes:
+                console.result(f"{entry.name}: {note}")
+        console.result("")
     console.table(
         fidelity_columns(manifest),
         fidelity_rows(manifest),

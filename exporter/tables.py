@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from exporter.artifacts import (
     BenchmarkProfile,
     Comparison,
     Coverage,
     DeviceFacts,
+    Fidelity,
     GateResult,
+    HistoryEntry,
     HostState,
     InstructionProfile,
     Manifest,
@@ -20,6 +23,7 @@ from exporter.artifacts import (
 )
 
 FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8")
+HISTORY_COLUMNS = ("SQNR dB", "top-1", "parameters", "MMAC", "size", "zstd", "zeros")
 PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
 """Times are milliseconds."""
 BENCHMARK_COLUMNS = ("", "runs", "load", "first", "least", "mean", "median", "p95", "MB")
@@ -48,6 +52,38 @@ def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
         row = (_marked(variant.name, manifest), human_size(size), *_fidelity(variant, manifest))
         rows.append(row if first.metric is not None else row[:METRIC] + row[METRIC + 1 :])
     return rows
+
+
+def history_rows(history: Sequence[HistoryEntry]) -> list[tuple[str, ...]]:
+    """From what was trained to what was exported: accuracy or divergence, parameters, work, and sizes."""
+    return [
+        (
+            entry.name,
+            NONE if entry.metric is None else f"{entry.metric:.4f}",
+            *_divergence(entry.fidelity),
+            f"{entry.cost.parameters:,}",
+            f"{entry.cost.macs / 1e6:.2f}",
+            human_size(entry.cost.bytes),
+            NONE if entry.cost.compressed_bytes is None else human_size(entry.cost.compressed_bytes),
+            f"{entry.cost.zeros:.0%}",
+        )
+        for entry in history
+    ]
+
+
+def history_columns(history: Sequence[HistoryEntry]) -> tuple[str, ...]:
+    """Columns of `history_rows`, with the metric called by its name."""
+    metrics = [entry.fidelity.metric.name for entry in history if entry.fidelity and entry.fidelity.metric]
+    return ("", metrics[0] if metrics else "metric", *HISTORY_COLUMNS)
+
+
+def history_lines(history: Sequence[HistoryEntry]) -> list[str]:
+    """The same as aligned text, for messages."""
+    rows = [history_columns(history), *history_rows(history)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def variant_lines(manifest: Manifest) -> list[str]:
@@ -202,6 +238,14 @@ def _held_back(state: HostState | None) -> str:
 
 def _marked(name: str, manifest: Manifest) -> str:
     return name + (" *" if name == manifest.choice.variant else "")
+
+
+def _divergence(fidelity: Fidelity | None) -> tuple[str, str]:
+    if fidelity is None:
+        return NONE, NONE
+    measured = [output.sqnr_db for output in fidelity.outputs if output.sqnr_db is not None]
+    agreement = next((one.top1_agreement for one in fidelity.outputs if one.top1_agreement is not None), None)
+    return (f"{min(measured):.1f}" if measured else "exact"), percent(agreement)
 
 
 def _fidelity(variant: Variant, manifest: Manifest) -> tuple[str, ...]:

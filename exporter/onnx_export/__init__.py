@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from exporter.onnx_export.export import export_onnx
     from exporter.onnx_export.modules import module_paths
     from exporter.onnx_export.normalise import normalise_onnx
-    from exporter.onnx_export.prepare import Prepared, prepare_module
+    from exporter.onnx_export.prepare import FlatModule, Prepared, prepare_module, tensors_of
     from exporter.onnx_export.program import save_program
     from exporter.onnx_export.reference import check_eval, mismatch_hint, torch_session
     from exporter.onnx_export.session import onnx_session
 
 __all__ = [
+    "FlatModule",
     "Prepared",
     "check_eval",
     "compare_with_torch",
@@ -33,10 +34,12 @@ __all__ = [
     "opset_for_runtime",
     "prepare_module",
     "save_program",
+    "tensors_of",
     "torch_session",
 ]
 
 _LATE = {
+    "FlatModule": "prepare",
     "Prepared": "prepare",
     "check_eval": "reference",
     "compare_with_torch": "compare",
@@ -47,6 +50,7 @@ _LATE = {
     "onnx_session": "session",
     "prepare_module": "prepare",
     "save_program": "program",
+    "tensors_of": "prepare",
     "torch_session": "reference",
 }
 

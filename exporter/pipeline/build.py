@@ -87,6 +87,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "default": manifest.choice,
         "runtime": manifest.runtime,
         "data": manifest.data,
+        "history": manifest.history,
         "variants": [
             {
                 "name": variant.name,

@@ -13,6 +13,7 @@ from exporter.artifacts import (
     Choice,
     DataFacts,
     Fidelity,
+    HistoryEntry,
     Manifest,
     ModelFacts,
     Signature,
@@ -35,6 +36,7 @@ from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_j
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
 from exporter.store import Stored, list_files
+from exporter.tables import history_lines
 from exporter.target_api import ConvertRequest, Payload, Target, VariantFile
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Bundling:
         self.need = need
         inputs = self._inputs()
         checked, data = job.check_data(inputs)
+        self._gate_history(inputs, checked, data)
         float_model = job.float_model(inputs, checked, data, plan.export, need)
         signature = self._signature(float_model, inputs)
         self._check_output(signature)
@@ -203,6 +206,24 @@ class Bundling:
             )
             self.steps.emit(Note(text=f"{text}: are labels and classes in the same order?"))
 
+    def _gate_history(self, inputs: tuple[TensorSpec, ...], checked: DataChecked, data: Path) -> None:
+        """Holds the compressed torch model against the gate, before anything is exported from it."""
+        last = next(iter(self.job.rework(inputs, checked, data).history[::-1]), None)
+        if last is None or last.role != "step" or last.fidelity is None:
+            return
+        failures = apply_gate(last.fidelity, self.plan.gate).gate.failures
+        if failures:
+            shown = [
+                "the compressed model does not meet the accuracy gate; nothing is exported",
+                *(f"  - {failure}" for failure in failures),
+                *history_lines(self.job.rework(inputs, checked, data).history),
+            ]
+            raise GateError(
+                "\n".join(shown),
+                where=f"target {self.target.name}, [compress]",
+                hint="compress less, add a step that recovers accuracy, or change [gate]",
+            )
+
     def _gate(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> None:
         failures = [
             f"{variant.name}: {failure}" for variant, fidelity in judged for failure in fidelity.gate.failures
@@ -231,7 +252,8 @@ class Bundling:
         for note in self.notes:
             self.steps.emit(Note(text=f"{self.target.name}: {note}"))
         taken = formed_signature(signature, form)
-        draft = self._manifest(made, taken, checked, payload, resolved)
+        history = self.job.rework(signature.inputs, checked, data).history
+        draft = self._manifest(made, taken, checked, payload, resolved, history)
         guide = payload.guide(draft) if payload.guide else None
 
         def build(bundle: Path) -> None:
@@ -274,6 +296,7 @@ class Bundling:
         checked: DataChecked,
         payload: Payload,
         resolved: Mapping[str, Any],
+        history: tuple[HistoryEntry, ...],
     ) -> Manifest:
         plan = self.job.plan
         digests = self.job.data.digests
@@ -318,6 +341,7 @@ class Bundling:
             tools=versions(*TOOLS, *self.target.distributions),
             made_on={"machine": platform.machine(), "features": list(cpu_features())},
             notes=self._notes(checked),
+            history=history,
             plan=dict(resolved),
             files=(),
             choice=Choice(variant=float_variant, why="no variant was measured yet: the float one runs"),

@@ -16,6 +16,7 @@ from exporter.events import Note
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.inputs import model_inputs
 from exporter.pipeline.linting import lints_for
+from exporter.pipeline.models import stored_outputs
 from exporter.pipeline.results import (
     DataChecked,
     Exported,
@@ -25,6 +26,7 @@ from exporter.pipeline.results import (
     SetFacts,
     load_json,
 )
+from exporter.pipeline.reworking import Rework, Reworked
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
 from exporter.plan_types import DataPlan, ExportPlan
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from exporter.onnx_export import Prepared
-    from exporter.target_api import Session
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -57,14 +58,14 @@ class Job:
         with steps.guarded("read the model and its data"):
             self.source = sources.identify(plan.model)
             self.data = DataSets(plan)
-        self._prepared: dict[Inputs, Prepared] = {}
+        self._rework = Rework(plan, self.source, self.data, steps)
         for note in self.notes:
             steps.emit(Note(text=note))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the bundle should know about the model."""
-        if self.source.kind == "factory" and self.plan.model.weights is None:
+        if self.source.kind == "factory" and self.plan.model.weights is None and self.plan.merge is None:
             return ("no weights were given: the model is as its factory makes it",)
         return ()
 
@@ -92,6 +93,14 @@ class Job:
             self.steps.emit(Note(text=text))
         return checked, stored.folder
 
+    def rework(self, inputs: Inputs, checked: DataChecked, data: Path) -> Reworked:
+        """The trained model, merged where the plan says so, and what [compress] made of it; done once."""
+        return self._rework.run(inputs, checked, data)
+
+    def trained_digest(self, inputs: Inputs) -> str:
+        """Digest of the model that variants are judged against."""
+        return self._rework.done(inputs).trained.content
+
     def float_model(
         self, inputs: Inputs, checked: DataChecked, data: Path, export: ExportPlan, need: Need
     ) -> FloatModel:
@@ -100,7 +109,7 @@ class Job:
             return self._adopt(export, need)
         opset = self._opset(export, need)
         parts = {
-            "source": self.source.digest,
+            "source": self.rework(inputs, checked, data).final.content,
             "inputs": inputs,
             "outputs": self.plan.model.outputs,
             "example": checked.example_digest,
@@ -118,38 +127,12 @@ class Job:
 
     def reference(self, inputs: Inputs, float_model: FloatModel) -> Reference:
         """Outputs of the trained model on the evaluation data; of the given file itself when that is an .onnx."""
-        label = "run the trained model"
-        parts: dict[str, Any] = {
-            "inputs": inputs,
-            "data": self.data.digests[self.data.judged],
-            "batch": self.data.sections[self.data.judged].batch_size,
-            "preprocessing": self.data.preprocessing,
-            "labels": self.data.class_names,
-        }
-        if self.source.kind == "onnx":
-            parts |= {"model": float_model.content, "versions": versions("onnxruntime")}
-        else:
-            parts |= {"source": self.source.digest, "outputs": self.plan.model.outputs, "versions": versions("torch")}
+        if self.source.kind != "onnx":
+            return self._rework.models.outputs(self._rework.done(inputs).trained, inputs)
+        from exporter.onnx_export import onnx_session
 
-        def build(folder: Path) -> None:
-            from exporter.pipeline.arrays import writing_arrays
-
-            progress = self.steps.progress(label)
-            session = self._reference_session(inputs, float_model)
-            data_set = self.data.open(self.data.judged, inputs)
-            count = 0
-            with writing_arrays(folder / "reference.npz") as add:
-                for batch in data_set.batches(self.data.sections[self.data.judged].batch_size):
-                    add(f"{count}/outputs", session(batch.inputs))
-                    if batch.labels is not None:
-                        add(f"{count}", {"labels": batch.labels})
-                    count += 1
-                    progress(count)
-            (folder / "reference.json").write_bytes(canonical({"batches": count}))
-
-        stored = self.steps.stored("reference", 1, parts, build, label=label)
-        batches = load_json(stored.folder / "reference.json", dict[str, int])["batches"]
-        return Reference(path=stored.folder / "reference.npz", content=stored.content, batches=batches)
+        parts = {"model": float_model.content, "versions": versions("onnxruntime")}
+        return stored_outputs(self.data, self.steps, inputs, parts, lambda: onnx_session(float_model.path))
 
     def program(self, inputs: Inputs, checked: DataChecked, data: Path) -> Stored:
         """program.pt2: the torch module captured with the fixed shapes of its inputs."""
@@ -162,7 +145,7 @@ class Job:
             save_program(self._prepare(inputs), example=example, inputs=inputs, path=folder / PROGRAM)
 
         parts = {
-            "source": self.source.digest,
+            "source": self.rework(inputs, checked, data).final.content,
             "inputs": inputs,
             "example": checked.example_digest,
             "versions": versions("torch"),
@@ -368,27 +351,8 @@ class Job:
         stored = self.steps.stored("adopt", 1, parts, build, label="take the ONNX file")
         return _float_model(stored)
 
-    def _reference_session(self, inputs: Inputs, float_model: FloatModel) -> Session:
-        if self.source.kind == "onnx":
-            from exporter.onnx_export import onnx_session
-
-            return onnx_session(float_model.path)
-        from exporter.onnx_export import torch_session  # With it comes torch, which a ready file does without.
-
-        return torch_session(self._prepare(inputs))
-
     def _prepare(self, inputs: Inputs) -> Prepared:
-        if inputs not in self._prepared:
-            from exporter.onnx_export import prepare_module
-
-            model = self.plan.model
-            loaded = (
-                sources.load_factory(model)
-                if self.source.kind == "factory"
-                else sources.load_program(Path(model.source), model.allow_pickle)
-            )
-            self._prepared[inputs] = prepare_module(loaded, inputs, model.outputs)
-        return self._prepared[inputs]
+        return self._rework.models.prepared(self._rework.done(inputs).final, inputs)
 
 
 def _float_model(stored: Stored) -> FloatModel:

@@ -31,20 +31,7 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool) -> None:
         ModelError: the file cannot be read, would run code, or its keys or shapes are not the module's. The
             module is then unchanged.
     """
-    if not path.is_file():
-        raise ModelError("the weights file does not exist", where=str(path))
-    suffix = path.suffix.lower()
-    state: Mapping[str, torch.Tensor]
-    if suffix in SAFETENSORS:
-        state = _read_safetensors(path)
-    elif suffix in TORCH:
-        state = _read_torch(path, allow_pickle)
-    else:
-        raise ModelError(
-            f"weights in a '{suffix}' file cannot be read",
-            where=str(path),
-            hint=f"save a state dict as one of {', '.join(SAFETENSORS + TORCH)}",
-        )
+    state = read_state(path, allow_pickle=allow_pickle)
     _compare(module, state, path)
     meta = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
     try:
@@ -52,6 +39,26 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool) -> None:
         module.load_state_dict(dict(state), strict=False, assign=bool(meta))
     except Exception as error:
         raise ModelError("the weights cannot be loaded", where=str(path), why=shorten(error)) from error
+
+
+def read_state(path: Path, *, allow_pickle: bool) -> Mapping[str, torch.Tensor]:
+    """Reads a state dict.
+
+    Raises:
+        ModelError: the file cannot be read, would run code, or holds no state dict.
+    """
+    if not path.is_file():
+        raise ModelError("the weights file does not exist", where=str(path))
+    suffix = path.suffix.lower()
+    if suffix in SAFETENSORS:
+        return _read_safetensors(path)
+    if suffix in TORCH:
+        return _read_torch(path, allow_pickle)
+    raise ModelError(
+        f"weights in a '{suffix}' file cannot be read",
+        where=str(path),
+        hint=f"save a state dict as one of {', '.join(SAFETENSORS + TORCH)}",
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,61 @@
+"""Trained modules into smaller ones.
+
+Every function takes a module, leaves it unchanged, and returns a new one. Importing this room does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.compress.calling import Batch, Batches, Call
+    from exporter.compress.counting import count_macs, measure_cost
+    from exporter.compress.low_rank import factorise
+    from exporter.compress.norms import batch_norms, reestimate_norms
+    from exporter.compress.structure import LowRank, Structure, Widths, apply_structure, read_structure
+    from exporter.compress.teaching import Taught, Teaching, distil
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Call",
+    "LowRank",
+    "Structure",
+    "Taught",
+    "Teaching",
+    "Widths",
+    "apply_structure",
+    "batch_norms",
+    "count_macs",
+    "distil",
+    "factorise",
+    "measure_cost",
+    "read_structure",
+    "reestimate_norms",
+]
+
+_LATE = {
+    "Taught": "teaching",
+    "Teaching": "teaching",
+    "distil": "teaching",
+    "factorise": "low_rank",
+    "Batch": "calling",
+    "Batches": "calling",
+    "Call": "calling",
+    "count_macs": "counting",
+    "measure_cost": "counting",
+    "batch_norms": "norms",
+    "reestimate_norms": "norms",
+    "LowRank": "structure",
+    "Structure": "structure",
+    "Widths": "structure",
+    "apply_structure": "structure",
+    "read_structure": "structure",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)

@@ -1,0 +1,47 @@
+"""Statistics of batch norms, estimated again on unlabelled inputs (REPAIR, arXiv 2211.08403)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from exporter.compress.calling import Batch, Call, plainly
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Norms that keep statistics."""
+    return [one for one in module.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+
+
+def reestimate_norms(module: nn.Module, batches: Iterable[Batch], *, call: Call = plainly) -> nn.Module:
+    """A copy whose batch norms have the mean and variance of these inputs; everything else stays in eval mode.
+
+    The mean over batches is exact for equal batches (`momentum=None` keeps a cumulative mean).
+
+    Args:
+        module: left unchanged.
+        batches: unlabelled inputs; one batch of a few samples would give poor statistics.
+        call: runs the module on a batch.
+    """
+    result = copy.deepcopy(module).eval()
+    norms = batch_norms(result)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    seen = 0
+    with torch.no_grad():
+        for batch in batches:
+            if batch[0].dim() and len(batch[0]) < 2:
+                continue  # A batch of one has no variance over samples.
+            call(result, batch)
+            seen += 1
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.training = False
+    return result if seen else copy.deepcopy(module).eval()

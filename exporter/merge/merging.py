@@ -1,0 +1,129 @@
+"""Several state dicts of one architecture into one, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.errors import ModelError
+from exporter.merge import methods
+from exporter.merge.states import State, check_alike, check_finite
+
+MEAN, VARIANCE = ".running_mean", ".running_var"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A method of merging and its numbers; see `MergePlan` for what they mean."""
+
+    method: str = "average"
+    weights: Mapping[str, float] | None = None
+    scale: float = 0.5
+    density: float = 0.2
+    drop: float = 0.5
+    position: float = 0.5
+    seed: int = 0
+
+
+def merge_states(models: Mapping[str, State], recipe: Recipe, *, base: State | None = None) -> dict[str, Tensor]:
+    """Merges state dicts; memory holds the result and one tensor of each model.
+
+    Weights keep the first model's element types. Statistics of batch norms become those of the mixture, counters the
+    largest of all; other integers and flags must agree.
+
+    Args:
+        models: what is merged, by name.
+        recipe: how.
+        base: what all were fine-tuned from; needed by methods that work on task vectors.
+
+    Returns:
+        The merged state dict.
+
+    Raises:
+        ModelError: tensors differ in name or shape, or hold NaN.
+        ValueError: the method is unknown, or lacks its base.
+    """
+    check_alike({**models, **({"base": base} if base is not None else {})})
+    random = torch.Generator().manual_seed(recipe.seed)
+    labels = list(models)
+    shares = [(recipe.weights or {}).get(label, 1.0) for label in labels]
+    merged: dict[str, Tensor] = {}
+    names = list(next(iter(models.values())).names())
+    for name in names:
+        if name in merged:
+            continue
+        tensors = [check_finite(name, label, state.get(name)) for label, state in models.items()]
+        kind = tensors[0].dtype
+        if not tensors[0].is_floating_point():
+            merged[name] = _discrete(name, labels, tensors)
+            continue
+        floats = [tensor.float() for tensor in tensors]
+        variance = name.removesuffix(MEAN) + VARIANCE
+        if name.endswith(MEAN) and variance in names:
+            variances = [
+                check_finite(variance, label, state.get(variance)).float() for label, state in models.items()
+            ]
+            mean, spread = methods.statistics(floats, variances, shares)
+            merged[name], merged[variance] = mean.to(kind), spread.to(kind)
+            continue
+        start = None if base is None else check_finite(name, "base", base.get(name)).float()
+        merged[name] = _continuous(recipe, floats, shares, start, random).to(kind)
+    return {name: merged[name] for name in names}
+
+
+def _continuous(
+    recipe: Recipe, tensors: list[Tensor], shares: list[float], base: Tensor | None, random: torch.Generator
+) -> Tensor:
+    if recipe.method == "average":
+        return methods.average(tensors, shares)
+    if recipe.method == "slerp":
+        return methods.slerp(tensors[0], tensors[1], recipe.position)
+    if base is None:
+        raise ValueError(f"'{recipe.method}' needs a base")
+    if recipe.method == "task-arithmetic":
+        return methods.task_arithmetic(base, tensors, shares, recipe.scale)
+    if recipe.method == "ties":
+        return methods.ties(base, tensors, shares, recipe.scale, recipe.density)
+    if recipe.method == "dare":
+        return methods.dare(base, tensors, shares, recipe.scale, recipe.drop, random)
+    raise ValueError(f"no method is called '{recipe.method}'")
+
+
+def _discrete(name: str, labels: list[str], tensors: list[Tensor]) -> Tensor:
+    if name.endswith("num_batches_tracked"):
+        return torch.stack(tensors).amax(0)
+    for label, tensor in zip(labels[1:], tensors[1:], strict=True):
+        if not torch.equal(tensor, tensors[0]):
+            raise ModelError(
+                f"'{labels[0]}' and '{label}' differ in whole numbers that have no mean",
+                where=f"tensor {name} ({tensor.dtype})",
+                hint="such tensors are tables or masks: merge models that share them",
+            )
+    return tensors[0].clone()
+
+
+def greedy_soup(
+    models: Mapping[str, State], score: Callable[[Mapping[str, Tensor]], float]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Adds models to the mean, best first, while the score does not fall (greedy soup, arXiv 2203.05482).
+
+    Args:
+        models: candidates by name.
+        score: higher is better; called with a state dict.
+
+    Returns:
+        The state dict of the soup, and the names that went into it.
+    """
+    check_alike(models)
+    alone = {label: score({name: state.get(name) for name in state.names()}) for label, state in models.items()}
+    order = sorted(models, key=lambda label: -alone[label])
+    chosen, best = [order[0]], alone[order[0]]
+    soup = merge_states({order[0]: models[order[0]]}, Recipe())
+    for label in order[1:]:
+        candidate = merge_states({one: models[one] for one in [*chosen, label]}, Recipe())
+        if (reached := score(candidate)) >= best:
+            chosen, best, soup = [*chosen, label], reached, candidate
+    return soup, tuple(chosen)

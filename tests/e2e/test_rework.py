@@ -1,0 +1,148 @@
+"""[merge] and [compress] in a whole build: what is compared, stored, judged and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support import Workplace, refused
+
+FACTORY = """
+import torch
+from torch import nn
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+"""
+
+
+def train(state: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    namespace: dict[str, object] = {}
+    exec(FACTORY, namespace)
+    model = namespace["make"]()  # type: ignore[operator]
+    model.load_state_dict(state or model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    """A base and two fine-tunes of a two-class model, with data."""
+    place = Workplace(tmp_path)
+    place.write("model.py", FACTORY)
+    x = torch.randn(600, 32, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :16].sum(1) > x[:, 16:].sum(1)).long()
+    base = train({}, x[:200], y[:200], 15)
+    save_file(base, place / "base.safetensors")
+    save_file(train(base, x[:300], y[:300], 40), place / "a.safetensors")
+    save_file(train(base, x[200:500], y[200:500], 40), place / "b.safetensors")
+    noise = {name: torch.randn_like(tensor) for name, tensor in base.items()}
+    save_file(noise, place / "noise.safetensors")
+    place.npz("calib.npz", x=x[:64].numpy())
+    place.npz("eval.npz", x=x[500:].numpy(), y=y[500:].numpy().astype(np.int64))
+    return place
+
+
+def plan(place: Workplace, extra: str, *, gate: float = 0.05) -> Path:
+    return place.write(
+        "plan.toml",
+        f"""
+schema = 1
+name = "reworked"
+[model]
+source = "model.py:make"
+weights = "base.safetensors"
+[calibration]
+data = "calib.npz"
+[evaluation]
+data = "eval.npz"
+labels = "y"
+[quantize]
+enabled = false
+[profile]
+enabled = false
+[gate]
+max_relative_loss = {gate}
+[targets.cpu]
+{extra}
+""",
+    )
+
+
+def members(*names: str) -> str:
+    return "".join(f'[[merge.models]]\nweights = "{name}.safetensors"\n' for name in names)
+
+
+def test_a_merge_is_compared_judged_and_kept(place: Workplace) -> None:
+    file = plan(place, '[merge]\nmethod = "average"\naccept = "worse"\n' + members("a", "b"))
+    document, bundle = place.built(file)
+    history = {entry["name"]: entry for entry in document["history"]}
+    assert list(history) == ["base", "a", "b", "merged (average)"]
+    assert history["a"]["metric"] > history["base"]["metric"]
+    fidelity = document["variants"][0]["fidelity"]
+    assert fidelity["metric"]["reference"] == history["merged (average)"]["metric"]
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["history"] == document["history"]
+    assert str(place.folder) not in json.dumps(manifest)
+    again = place.build(file)
+    assert again.rebuilt <= {"publish"}
+
+
+def test_a_merge_that_loses_is_refused_with_the_table(place: Workplace) -> None:
+    file = plan(place, "[merge]\n" + members("a", "noise"))
+    message = refused(place.run("build", file), 7, "is worse than", "merged (average)", "share no base")
+    assert "accept" in message
+    assert place.bundles() == []
+
+
+def test_what_a_merge_lacks_is_said_before_any_work(place: Workplace) -> None:
+    file = plan(place, '[merge]\nmethod = "slerp"\n' + members("a", "b", "gone"))
+    refused(place.run("build", file), 3, "two are expected (got 3)", "gone.safetensors does not exist")
+    file = plan(place, '[[compress.steps]]\nmethod = "lowrank"')
+    refused(place.run("build", file), 3, "did you mean 'low-rank'?")
+    file = plan(place, '[[compress.steps]]\nmethod = "low-rank"')
+    refused(place.run("build", file), 3, "needs either `energy` or `rank`")
+
+
+def test_a_compressed_model_is_judged_against_the_trained_one(place: Workplace) -> None:
+    file = plan(place, '[[compress.steps]]\nmethod = "low-rank"\nrank = 8\n', gate=1.0)
+    document, _ = place.built(file)
+    trained, step = document["history"]
+    assert (trained["role"], step["name"]) == ("trained", "1 low-rank")
+    assert step["cost"]["macs"] < trained["cost"]["macs"]
+    fidelity = document["variants"][0]["fidelity"]
+    assert fidelity["metric"]["reference"] == trained["metric"]
+    assert fidelity["metric"]["value"] == pytest.approx(step["metric"])
+    assert fidelity["outputs"][0]["sqnr_db"] == pytest.approx(step["fidelity"]["outputs"][0]["sqnr_db"], abs=0.01)
+
+
+def test_a_compressed_model_that_fails_the_gate_is_not_exported(place: Workplace) -> None:
+    file = plan(place, '[[compress.steps]]\nmethod = "low-rank"\nrank = 1\n[targets.cpu.gate]\nmin_sqnr_db = 60')
+    result = place.run("build", file)
+    refused(result, 7, "nothing is exported", "1 low-rank", "SQNR")
+    assert "export to ONNX" not in result.err
+    assert place.bundles() == []
+
+
+def test_a_fresh_student_is_taught_and_made_again_from_its_arguments(place: Workplace) -> None:
+    text = FACTORY.replace("make()", "make(width=32)").replace("Linear(32, 32)", "Linear(32, width)")
+    place.write("model.py", text.replace("Linear(32, 2)", "Linear(width, 2)"))
+    step = '[[compress.steps]]\nmethod = "distil"\nstudent = { width = 6 }\nepochs = 30\nrate = 0.02\n'
+    document, bundle = place.built(plan(place, step, gate=1.0))
+    trained, student = document["history"]
+    assert student["cost"]["parameters"] == 32 * 6 + 6 + 12 + 2 < trained["cost"]["parameters"]
+    assert document["variants"][0]["fidelity"]["metric"]["value"] == pytest.approx(student["metric"])
+    assert "held-out loss" in student["notes"][0]
+    assert (bundle / "manifest.json").is_file()

@@ -1,0 +1,188 @@
+"""Compression of torch modules: what a step must keep, and what it must refuse."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exporter.artifacts import canonical
+from exporter.compress import (
+    Teaching,
+    apply_structure,
+    distil,
+    factorise,
+    measure_cost,
+    read_structure,
+    reestimate_norms,
+)
+from exporter.errors import ModelError
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 1, stride=2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
+    ).eval()  # fmt: skip
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def test_norms_get_the_statistics_of_the_inputs_and_the_original_keeps_its_own() -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    repaired = reestimate_norms(model, [(images(32, seed),) for seed in range(4)])
+    seen = model[0](torch.cat([images(32, seed) for seed in range(4)]))
+    torch.testing.assert_close(repaired[1].running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(repaired[1].running_var, seen.var((0, 2, 3)), rtol=1e-2, atol=0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in repaired.modules())
+    assert repaired[1].momentum == model[1].momentum
+
+
+def test_inputs_that_are_too_few_leave_norms_as_they_are() -> None:
+    model = net()
+    repaired = reestimate_norms(model, [(images(1),)])
+    assert torch.equal(repaired[1].running_var, model[1].running_var)
+
+
+def test_pairs_of_nearly_full_energy_compute_the_same() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    with torch.no_grad():
+        wide[0].weight.copy_(torch.randn(64, 4) @ torch.randn(4, 64))
+    pairs, change, left = factorise(wide, energy=0.999999)
+    assert change.ranks == {"0": 4}
+    assert any("2 left alone: rank" in line for line in left)
+    inputs = torch.randn(5, 64)
+    torch.testing.assert_close(pairs(inputs), wide(inputs), rtol=1e-3, atol=1e-3)
+    assert measure_cost(pairs, (inputs,)).macs == 64 * 4 * 2 + 64 * 8
+
+
+def test_a_convolution_of_one_by_one_keeps_its_stride_and_bias() -> None:
+    model = net()
+    pairs, change, left = factorise(model, rank=2, ignore=["6"])
+    assert change.ranks == {"3": 2}
+    assert "0 left alone: a 3x3 convolution" in left
+    assert "6 left alone: ignored as asked" in left
+    assert pairs(images(2)).shape == model(images(2)).shape
+    assert torch.equal(pairs[3][1].bias, model[3].bias)
+
+
+def test_a_step_that_would_change_nothing_is_refused() -> None:
+    with pytest.raises(ModelError, match="no layer becomes less work"):
+        factorise(nn.Sequential(nn.Linear(4, 4)), rank=4)
+
+
+def test_a_name_that_is_no_module_is_an_error_with_the_closest() -> None:
+    with pytest.raises(ModelError, match=r"no module 'heat'; did you mean 'head'\?"):
+        factorise(nn.ModuleDict({"head": nn.Linear(9, 9)}), rank=1, ignore=["heat"])
+
+
+def test_an_architecture_survives_as_json() -> None:
+    model = net()
+    pairs, change, _ = factorise(model, rank=2)
+    again = apply_structure(net(), read_structure(canonical((change,))))
+    again.load_state_dict(pairs.state_dict())
+    assert torch.equal(again(images(3)), pairs(images(3)))
+    with pytest.raises(ModelError, match="factory does not make"):
+        apply_structure(nn.Sequential(nn.ReLU()), (change,))
+
+
+def test_costs_are_those_of_the_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(4 * 64, 10, bias=False))
+    with torch.no_grad():
+        model[2].weight[:, :128] = 0
+    cost = measure_cost(model, (images(5),))
+    assert cost.macs == 64 * 4 * 3 * 9 + 4 * 64 * 10
+    assert cost.parameters == 4 * 27 + 2560
+    assert cost.bytes == 4 * cost.parameters
+    assert cost.zeros == pytest.approx(1280 / cost.parameters)
+    assert cost.compressed_bytes is not None
+    assert cost.compressed_bytes < 0.7 * cost.bytes
+
+
+def classifier(seed: int, width: int = 24, classes: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, classes)).eval()
+
+
+def samples(count: int = 160) -> tuple[Tensor, ...]:
+    return (torch.randn(count, 8, generator=torch.Generator().manual_seed(5)),)
+
+
+def test_a_student_learns_its_teachers_answers_without_labels_and_neither_is_changed() -> None:
+    teacher, student = classifier(0), classifier(1)
+    before = [copy.deepcopy(model.state_dict()) for model in (teacher, student)]
+    inputs = samples()
+    taught = distil(student, [teacher], inputs, Teaching(epochs=30, patience=30, rate=1e-2))
+    assert taught.best < taught.before / 3
+    fresh = torch.randn(200, 8, generator=torch.Generator().manual_seed(6))
+    agreement = (taught.student(fresh).argmax(1) == teacher(fresh).argmax(1)).float().mean()
+    assert agreement > (student(fresh).argmax(1) == teacher(fresh).argmax(1)).float().mean() + 0.2
+    assert not taught.student.training
+    for model, state in zip((teacher, student), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_same_seed_teaches_the_same_student() -> None:
+    results = [distil(classifier(1), [classifier(0)], samples(), Teaching(epochs=3)) for _ in range(2)]
+    states = [result.student.state_dict() for result in results]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_teaching_stops_when_nothing_gets_better() -> None:
+    teacher = classifier(0)
+    taught = distil(teacher, [teacher], samples(), Teaching(epochs=50, patience=2, rate=1e-6, loss="mse"))
+    assert taught.stopped == "no better for 2 epochs"
+    assert (taught.epoch, taught.best) == (0, 0.0)
+
+
+class Breaks(nn.Module):
+    """Gives NaN from its third training step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = classifier(1)
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        answers: Tensor = self.inner(x)
+        return answers * float("nan") if self.training and self.steps > 6 else answers
+
+
+def test_a_loss_that_becomes_nan_stops_and_keeps_the_best_student() -> None:
+    taught = distil(Breaks(), [classifier(0)], samples(), Teaching(epochs=9, rate=1e-2))
+    assert "became nan in epoch 2" in taught.stopped
+    assert all(torch.isfinite(tensor).all() for tensor in taught.student.state_dict().values())
+    assert taught.best <= taught.before
+
+
+def test_a_student_with_other_outputs_is_refused_with_both_shapes() -> None:
+    with pytest.raises(ModelError, match="do not match") as caught:
+        distil(classifier(1, classes=4), [classifier(0)], samples(), Teaching())
+    assert caught.value.why == "for one sample the student gives [[4]], the teachers [[3]]"
+    with pytest.raises(ModelError, match="teachers' outputs differ"):
+        distil(classifier(1), [classifier(0), classifier(0, classes=4)], samples(), Teaching())
+
+
+def test_the_surest_teacher_counts_for_each_sample() -> None:
+    class Knows(nn.Module):
+        def __init__(self, side: int) -> None:
+            super().__init__()
+            self.side = side
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = (x[:, 0] > 0) == bool(self.side)
+            return torch.where(own[:, None], 9.0 * nn.functional.one_hot(torch.tensor(self.side), 2), 0.1)
+
+    inputs = samples(400)
+    teaching = Teaching(epochs=40, patience=40, rate=1e-2, fuse="confidence", temperature=1.0)
+    taught = distil(classifier(1, classes=2), [Knows(0), Knows(1)], inputs, teaching)
+    assert (taught.student(inputs[0]).argmax(1) == (inputs[0][:, 0] > 0)).float().mean() > 0.95

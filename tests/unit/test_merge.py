@@ -1,0 +1,190 @@
+"""Merging of state dicts: every method against numbers worked out by hand, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from exporter.errors import ModelError
+from exporter.merge import LoadedState, Recipe, State, check_alike, greedy_soup, merge_states, open_states, strangers
+
+NUMBERS = st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4)
+
+
+def states(**models: dict[str, Tensor]) -> dict[str, State]:
+    return {name: LoadedState(tensors) for name, tensors in models.items()}
+
+
+def weight(*values: float) -> dict[str, Tensor]:
+    return {"w": torch.tensor(values)}
+
+
+@given(NUMBERS, NUMBERS)
+def test_the_average_of_models_is_between_them(left: list[float], right: list[float]) -> None:
+    merged = merge_states(states(a=weight(*left), b=weight(*right)), Recipe())["w"]
+    pairs = zip(merged.tolist(), left, right, strict=True)
+    assert all(min(a, b) - 1e-5 <= value <= max(a, b) + 1e-5 for value, a, b in pairs)
+
+
+@pytest.mark.parametrize("method", ["average", "slerp", "task-arithmetic", "ties"])
+def test_merging_a_model_with_itself_gives_it_back(method: str) -> None:
+    model = {"w": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}
+    zero = LoadedState({"w": torch.zeros(4, 5)})
+    recipe = Recipe(method=method, scale=0.5 if method == "task-arithmetic" else 1.0, density=1.0)
+    merged = merge_states(states(a=model, b=model), recipe, base=zero)
+    torch.testing.assert_close(merged["w"], model["w"])
+
+
+def test_weights_are_shares_that_need_not_sum_to_one() -> None:
+    recipe = Recipe(weights={"a": 3.0, "b": 1.0})
+    assert merge_states(states(a=weight(0.0), b=weight(4.0)), recipe)["w"].tolist() == [1.0]
+
+
+def test_slerp_keeps_the_length_that_an_average_loses() -> None:
+    pair = states(a=weight(1.0, 0.0), b=weight(0.0, 1.0))
+    assert merge_states(pair, Recipe(method="slerp"))["w"].norm().item() == pytest.approx(1.0)
+    assert merge_states(pair, Recipe())["w"].norm().item() == pytest.approx(math.sqrt(0.5))
+
+
+def test_slerp_of_opposite_and_of_zero_vectors_stays_finite() -> None:
+    for right in (weight(-1.0, 0.0), weight(0.0, 0.0)):
+        merged = merge_states(states(a=weight(1.0, 0.0), b=right), Recipe(method="slerp"))
+        assert torch.isfinite(merged["w"]).all()
+
+
+def test_task_arithmetic_adds_what_each_model_learned() -> None:
+    base = LoadedState(weight(1.0, 1.0))
+    recipe = Recipe(method="task-arithmetic", scale=1.0)
+    merged = merge_states(states(a=weight(3.0, 1.0), b=weight(1.0, 0.0)), recipe, base=base)
+    assert merged["w"].tolist() == [3.0, 0.0]
+
+
+def test_ties_trims_small_changes_and_takes_the_side_of_the_larger_sum() -> None:
+    base = LoadedState(weight(0.0, 0.0, 0.0, 0.0))
+    members = states(a=weight(4.0, 0.1, 3.0, 0.0), b=weight(-1.0, 0.1, 5.0, 0.0))
+    merged = merge_states(members, Recipe(method="ties", scale=1.0, density=0.5), base=base)
+    # Of each vector two values stay: (4, 3) and (-1, 5). In the first place + wins, so that only 4 counts.
+    assert merged["w"].tolist() == [4.0, 0.0, 4.0, 0.0]
+
+
+def test_dare_keeps_the_expected_change_and_repeats_itself() -> None:
+    base = LoadedState({"w": torch.zeros(20_000)})
+    members = states(a={"w": torch.ones(20_000)})
+    recipe = Recipe(method="dare", scale=1.0, drop=0.9, seed=3)
+    merged = merge_states(members, recipe, base=base)["w"]
+    assert merged.mean().item() == pytest.approx(1.0, abs=0.1)
+    assert (merged == 0).float().mean().item() == pytest.approx(0.9, abs=0.02)
+    assert torch.equal(merged, merge_states(members, recipe, base=base)["w"])
+
+
+def test_norm_statistics_become_those_of_the_mixture_and_counters_stay_whole() -> None:
+    def norm(mean: float, count: int) -> dict[str, Tensor]:
+        return {
+            "n.running_mean": torch.tensor([mean]),
+            "n.running_var": torch.tensor([1.0]),
+            "n.num_batches_tracked": torch.tensor(count),
+        }
+
+    merged = merge_states(states(a=norm(-2.0, 10), b=norm(2.0, 30)), Recipe())
+    assert merged["n.running_mean"].item() == 0.0
+    # Values around -2 and around 2, each of variance 1, vary by 5 around 0; the mean of the variances would be 1.
+    assert merged["n.running_var"].item() == pytest.approx(5.0)
+    assert merged["n.num_batches_tracked"].dtype == torch.int64
+    assert merged["n.num_batches_tracked"].item() == 30
+
+
+def test_tables_of_whole_numbers_must_agree() -> None:
+    alike = {"index": torch.tensor([1, 2])}
+    assert merge_states(states(a=alike, b=alike), Recipe())["index"].tolist() == [1, 2]
+    with pytest.raises(ModelError, match="whole numbers"):
+        merge_states(states(a=alike, b={"index": torch.tensor([2, 1])}), Recipe())
+
+
+def test_halves_are_merged_in_float_and_stay_halves() -> None:
+    merged = merge_states(
+        states(a={"w": torch.tensor([60_000.0]).half()}, b={"w": torch.tensor([60_000.0]).half()}), Recipe()
+    )
+    assert merged["w"].dtype == torch.float16
+    assert torch.isfinite(merged["w"]).all()
+
+
+def test_nan_in_a_model_is_named_not_spread() -> None:
+    with pytest.raises(ModelError, match="'b' holds 1 NaN") as caught:
+        merge_states(states(a=weight(1.0), b=weight(math.nan)), Recipe())
+    assert caught.value.where == "tensor w"
+
+
+def test_models_of_another_architecture_are_explained() -> None:
+    own = {"conv.weight": torch.zeros(2, 3), "head.weight": torch.zeros(4)}
+    other = {"conv.weight": torch.zeros(2, 5), "heads.weight": torch.zeros(4)}
+    with pytest.raises(ModelError) as caught:
+        check_alike(states(a=own, b=other))
+    text = str(caught.value)
+    assert "'b' lacks head.weight" in text
+    assert "heads.weight; did you mean 'head.weight'?" in text
+    assert "conv.weight [2, 5] instead of [2, 3]" in text
+
+
+def test_nothing_that_was_given_changes() -> None:
+    first, second, base = weight(1.0, 2.0), weight(3.0, 5.0), weight(0.5, 0.5)
+    for method in ("average", "slerp", "task-arithmetic", "ties", "dare"):
+        merge_states(states(a=first, b=second), Recipe(method=method), base=LoadedState(base))
+    assert (first["w"].tolist(), second["w"].tolist(), base["w"].tolist()) == ([1.0, 2.0], [3.0, 5.0], [0.5, 0.5])
+
+
+def test_independent_models_are_told_from_fine_tunes() -> None:
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(30, 30, generator=random)
+    tuned = base + 0.2 * torch.randn(30, 30, generator=random)
+    other = torch.randn(30, 30, generator=random)
+    found = strangers(states(base={"w": base}, tuned={"w": tuned}, other={"w": other}))
+    assert {frozenset(pair[:2]) for pair in found} == {frozenset({"base", "other"}), frozenset({"tuned", "other"})}
+
+
+def test_a_greedy_soup_leaves_out_what_makes_it_worse() -> None:
+    score = lambda state: -abs(float(state["w"][0]) - 1.0)  # noqa: E731
+    soup, chosen = greedy_soup(states(far=weight(9.0), low=weight(0.8), high=weight(1.3)), score)
+    assert chosen == ("low", "high")
+    assert soup["w"].item() == pytest.approx(1.05)
+
+
+def test_at_most_one_tensor_of_each_model_is_read_at_a_time(tmp_path: Path, track: Callable[[], int]) -> None:
+    from safetensors.torch import save_file
+
+    tensor = torch.randn(512, 1024)
+    for name in ("a", "b", "c", "d"):
+        save_file({f"layer{index}": tensor.clone() for index in range(8)}, tmp_path / f"{name}.safetensors")
+    model = 8 * tensor.numel() * 4
+    with open_states([tmp_path / f"{name}.safetensors" for name in ("a", "b", "c", "d")]) as opened:
+        before = track()
+        merged = merge_states(dict(zip("abcd", opened, strict=True)), Recipe())
+        grown = track() - before
+    assert len(merged) == 8
+    assert grown < 2 * model, f"{grown / model:.1f} models in memory"
+
+
+@pytest.fixture
+def track() -> Callable[[], int]:
+    """Highest anonymous memory of this process so far, in bytes; pages of mapped files are no copies."""
+    import gc
+
+    def anonymous() -> int:
+        gc.collect()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+    return anonymous
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
+    with pytest.raises(ModelError, match="damaged"), open_states([path]):
+        pass
