@@ -86,7 +86,7 @@ class Compressing:
             "teacher": self.trained.content if isinstance(step, DistilStep) and not step.teachers else None,
             "inputs": self.inputs,
             "calibration": self.models.calibration_parts(),
-            "versions": versions("torch", "torch-pruning"),
+            "versions": versions("torch"),
         }
         total = step.epochs if isinstance(step, DistilStep) else None
         stored = self.models.steps.stored("compress", 1, parts, build, label=label, total=total)
