@@ -1,7 +1,7 @@
 """Our default variant against other ways to int8: onnxruntime, NNCF with OpenVINO, and LiteRT; one thread.
 
-Random weights and inputs with fixed seeds: nothing is said of accuracy. All forms of a network run in turn in one process.
-OpenVINO and LiteRT are installed into environments under --folder.
+Random weights and inputs with fixed seeds: nothing is said of accuracy. All forms of a network run in turn in one
+process. OpenVINO and LiteRT are installed into environments under --folder.
 
 Usage: python benchmarks/latency.py [--only NAME ...] [--folder FOLDER]
 """
@@ -129,8 +129,8 @@ def write(folder: Path, row: dict[str, Any]) -> None:
     dates = f"{min(one['date'] for one in ordered)} to {max(one['date'] for one in ordered)}"
     (folder / "latency.md").write_text(
         f"# Latency of int8 forms\n\n`{facts['command']}` on {facts['machine']}; {told}; rows made from {dates}.\n\n"
-        "Medians in ms, batch 1, all forms of a network in turn in one process. The ratio is the median over the rounds "
-        f"of ours by the fastest other; the goal is at most {GOAL}.\n\n" + table(ordered)
+        "Medians in ms, batch 1, all forms of a network in turn in one process. The ratio is the median over the "
+        f"rounds of ours by the fastest other; the goal is at most {GOAL}.\n\n" + table(ordered)
     )
 
 
