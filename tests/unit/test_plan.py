@@ -110,7 +110,7 @@ exclude = ["b"]
         for field in target.quantize.__struct_fields__
     }
     own = "plan.toml [targets.toy.quantize]"
-    assert seen == {
+    said = {
         "enabled": (True, "built-in default"),
         "weights": ("int8", "built-in default"),
         "observer": ("entropy", "default of target toy"),
@@ -120,6 +120,8 @@ exclude = ["b"]
         "symmetric_activations": (True, "--set"),
         "exclude": (("d",), "--set targets.toy.quantize"),
     }
+    assert said.items() <= seen.items()
+    assert {origin for key, (_, origin) in seen.items() if key not in said} <= {"built-in default"}
     assert (target.options.speed, plan.origins["targets.toy.speed"]) == (5, "plan.toml")
     assert plan.origins["targets.toy.mode"] == "built-in default"
     assert (target.profile.threads, plan.origins["targets.toy.profile.threads"]) == (2, "default of target toy")
