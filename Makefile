@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch's CPU build is preferred where the package index offers it under this version.
 TORCH ?= torch==2.13.0
+# Processes that run tests; each takes whole files of tests, which share what they build.
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint check clean
@@ -14,7 +16,7 @@ demo: $(VENV)/.ready
 	$(BIN)/edge-exporter build examples/fashion_mnist/plan.toml
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

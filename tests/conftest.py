@@ -15,6 +15,18 @@ import pytest
 from support import Workplace
 
 
+DEVICE_TESTS = ("test_adb", "test_adb_benchmark", "test_ssh")
+"""Modules that use this machine as a device, which serves one exporter at a time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each module is run by one process, since its tests share what they build; those of devices all by the same."""
+    for item in items:
+        group = "device" if item.path.stem in DEVICE_TESTS else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test touches the user's store; each module has one of its own."""

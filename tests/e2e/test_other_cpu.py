@@ -60,10 +60,8 @@ def test_the_variant_for_any_cpu_takes_the_place_of_one_that_needs_vnni(bundle: 
     done = on_haswell(tmp_path, bundle / "run.py", "--json")
     assert done.returncode == 0, done.stderr
     here = json.loads(done.stdout)["here"]
-    assert here == {
-        "variant": "int8",
-        "why": "this CPU does not show avx512_vnni or avx_vnni, which int8-vnni requires",
-    }
+    assert here["variant"] == "int8"
+    assert here["why"] == "this CPU does not show avx512_vnni or avx_vnni, which int8-vnni requires"
 
 
 def test_its_answers_are_those_that_the_bundle_promises(bundle: Path, tmp_path: Path) -> None:
