@@ -12,10 +12,8 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,8 @@ sys.path.insert(0, str(HERE))
 
 from corpus import CASES  # noqa: E402
 from corpus.packages import environment  # noqa: E402
+from corpus.results import put_row  # noqa: E402
 from corpus.table import table  # noqa: E402
-
-VERSIONS = ("torch", "onnx", "onnxruntime", "numpy")
 
 
 def main() -> None:
@@ -59,41 +56,19 @@ def _row(python: Path, name: str, folder: Path) -> dict[str, Any]:
     return row | {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"}
 
 
-def about(command: str) -> dict[str, Any]:
-    """Command, machine and versions, for the head of a table."""
-    return {
-        "command": command,
-        "machine": f"{platform.machine()}, {_cpu()}, {os.cpu_count()} cores, 1 thread used",
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
-    }
-
-
 def write(folder: Path, row: dict[str, Any]) -> None:
     """Puts a row into both files."""
-    path = folder / "accuracy.json"
-    rows = {one["name"]: one for one in json.loads(path.read_text())["rows"]} if path.is_file() else {}
-    rows[row["name"]] = row
-    ordered = [rows[name] for name in CASES if name in rows]
-    facts = about("python benchmarks/accuracy.py")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "rows": ordered}, indent=1) + "\n")
-    told = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    first, last = min(one["date"] for one in ordered), max(one["date"] for one in ordered)
-    (folder / "accuracy.md").write_text(
-        "# Real models in int8\n\n"
-        f"`{facts['command']}` on {facts['machine']}; {told}; rows made from {first} to {last}.\n\n"
+    put_row(
+        folder,
+        "accuracy",
+        row,
+        CASES,
+        "Real models in int8",
         "Plain is onnxruntime's `quantize_static` with one scale for each tensor and min-max; ours is the default "
         "plan with the gate at 1 %. dB is SQNR against the float file. Latency is a ratio to float, the median of "
-        "rounds in which float, plain and ours run in turn.\n\n" + table(ordered)
+        "rounds in which float, plain and ours run in turn.",
+        table,
     )
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    vnni = "with VNNI" if any("vnni" in flag for flag in flags) else "without VNNI"
-    return f"{names[0]} {vnni}" if names else platform.processor()
 
 
 if __name__ == "__main__":

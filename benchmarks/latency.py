@@ -23,9 +23,9 @@ import tomli_w
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from accuracy import about  # noqa: E402
 from corpus.building import BuildError, build, variant_file  # noqa: E402
 from corpus.packages import environment  # noqa: E402
+from corpus.results import put_row  # noqa: E402
 
 IMAGE, TOKENS = (3, 224, 224), (128, 384)
 NETS = {
@@ -118,19 +118,15 @@ def _plan(name: str, source: Path, data: Path, work: Path, target: str) -> Path:
 
 def write(folder: Path, row: dict[str, Any]) -> None:
     """Puts a row into both files."""
-    path = folder / "latency.json"
-    rows = {one["name"]: one for one in json.loads(path.read_text())["rows"]} if path.is_file() else {}
-    rows[row["name"]] = row
-    ordered = [rows[name] for name in NETS if name in rows]
-    facts = about("python benchmarks/latency.py")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "rows": ordered}, indent=1) + "\n")
-    told = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    dates = f"{min(one['date'] for one in ordered)} to {max(one['date'] for one in ordered)}"
-    (folder / "latency.md").write_text(
-        f"# Latency of int8 forms\n\n`{facts['command']}` on {facts['machine']}; {told}; rows made from {dates}.\n\n"
+    put_row(
+        folder,
+        "latency",
+        row,
+        NETS,
+        "Latency of int8 forms",
         "Medians in ms, batch 1, all forms of a network in turn in one process. The ratio is the median over the "
-        f"rounds of ours by the fastest other; the goal is at most {GOAL}.\n\n" + table(ordered)
+        f"rounds of ours by the fastest other; the goal is at most {GOAL}.",
+        table,
     )
 
 

@@ -18,6 +18,7 @@ FILE = click.Path()
 """Text that may be a file: shells complete it as one, and nothing is asked of it here."""
 
 
+SETS = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
 JOBS = click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -32,6 +33,13 @@ def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str
     from exporter.registry import target_names
 
     return [name for name in target_names() if name.startswith(incomplete)]
+
+
+def _targets(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option that names targets; `text` says what becomes of them."""
+    return click.option(
+        "--target", "targets", multiple=True, metavar="NAME", shell_complete=_complete_target, help=text
+    )
 
 
 class _Examples(click.Command):
@@ -123,16 +131,9 @@ def cli() -> None:
 @click.option("--weights", metavar="FILE", type=FILE, help="State dict for a factory: .safetensors, .pt, .pth.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights although they can run code.")
 @click.option("--name", help="First part of the bundle's folder name.")
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=_complete_target,
-    help="Build this target only (repeatable).",
-)
+@_targets("Build this target only (repeatable).")
 @click.option("--output", type=PATH, default=Path("bundles"), show_default=True, help="Folder for bundles.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
+@SETS
 @click.option("--no-profile", is_flag=True, help="Do not measure latency; the float variant stays the default.")
 @click.option("--keep-going", is_flag=True, help="Go on with other targets when one fails (exit code 8).")
 @JOBS
@@ -163,15 +164,8 @@ def init(**options: Any) -> None:
 
 @_command("edge-exporter plan plan.toml", "edge-exporter plan plan.toml --set profile.threads=2 --json", name="plan")
 @click.argument("plan", type=PATH)
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=_complete_target,
-    help="Show this target only (repeatable).",
-)
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
+@_targets("Show this target only (repeatable).")
+@SETS
 @_common
 def plan_(**options: Any) -> None:
     """Show the resolved plan, where each value came from, and what is in the store already."""
@@ -220,15 +214,8 @@ def profile(**options: Any) -> None:
 )
 @click.argument("source", metavar="PLAN|BUNDLE", type=FILE)
 @click.option("--variant", metavar="NAME", help="The int8 variant to look at.")
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=_complete_target,
-    help="Of a plan: look at this target's file only (repeatable).",
-)
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a plan value (repeatable).")
+@_targets("Of a plan: look at this target's file only (repeatable).")
+@SETS
 @click.option(
     "--rows", type=click.IntRange(min=0), default=25, show_default=True, help="Nodes to show; 0 shows them all."
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import RuntimeNeed, Tolerance
-from exporter.target_api import Payload, VariantFile
+from exporter.target_api import ConvertRequest, Payload, VariantFile
 from targets import runner_files
 
 if TYPE_CHECKING:
@@ -72,6 +72,19 @@ def float_tolerance(expected: Arrays, *, relative: float | None = None) -> dict[
         share = relative or FLOAT_RELATIVE[values.dtype.itemsize]
         tolerances[name] = Tolerance(atol=share * max(largest, 1e-6))
     return tolerances
+
+
+def copied(request: ConvertRequest, folder: Path) -> list[VariantFile]:
+    """Copies the float ONNX file and the int8 ones, each into a folder of its own."""
+    name, precision = float_precision(request.float_model)
+    variants = [place(request.float_model, folder, VariantFile(
+        name=name, main=f"{name}/{MODEL}", runtime="onnxruntime", precision=precision,
+    ))]  # fmt: skip
+    variants += [place(made.path, folder, VariantFile(
+        name=made.name, main=f"{made.name}/{MODEL}", runtime="onnxruntime", precision="int8",
+        scheme=made.scheme, coverage=made.coverage, requires=made.requires, specialises=made.specialises,
+    )) for made in request.int8]  # fmt: skip
+    return variants
 
 
 def place(model: Path, folder: Path, variant: VariantFile) -> VariantFile:

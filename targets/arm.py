@@ -80,17 +80,10 @@ class ArmTarget:
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files, or optimizes them for ARM, and makes the half-precision one when it is asked for."""
-        name, precision = _onnxruntime.float_precision(request.float_model)
-        variants = [_onnxruntime.place(request.float_model, folder, VariantFile(
-            name=name, main=f"{name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision=precision,
-        ))]  # fmt: skip
-        variants += [_onnxruntime.place(made.path, folder, VariantFile(
-            name=made.name, main=f"{made.name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision="int8",
-            scheme=made.scheme, coverage=made.coverage, requires=made.requires, specialises=made.specialises,
-        )) for made in request.int8]  # fmt: skip
+        variants = _onnxruntime.copied(request, folder)
         if cast(ArmOptions, options).format == "ort":
             variants = [_optimized(variant, folder) for variant in variants]
-        if cast(ArmOptions, options).fp16 and name != FP16:
+        if cast(ArmOptions, options).fp16 and variants[0].name != FP16:
             variants.append(_half(request.float_model, folder))
         return tuple(variants)
 

@@ -70,15 +70,7 @@ class CpuTarget:
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""
-        name, precision = _onnxruntime.float_precision(request.float_model)
-        variants = [_onnxruntime.place(request.float_model, folder, VariantFile(
-            name=name, main=f"{name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision=precision,
-        ))]  # fmt: skip
-        variants += [_onnxruntime.place(made.path, folder, VariantFile(
-            name=made.name, main=f"{made.name}/{_onnxruntime.MODEL}", runtime="onnxruntime", precision="int8",
-            scheme=made.scheme, coverage=made.coverage, requires=made.requires, specialises=made.specialises,
-        )) for made in request.int8]  # fmt: skip
-        return tuple(variants)
+        return tuple(_onnxruntime.copied(request, folder))
 
     def payload(self, options: TargetOptions) -> Payload:
         """The onnxruntime runner."""

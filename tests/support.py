@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -91,6 +92,19 @@ class Result:
         """Steps that finished and were not cached, without the target's name and details in brackets."""
         done = [event for event in self.events if event["type"] == "StepFinished" and not event["cached"]]
         return {event["step"].removeprefix("cpu: ").partition(" (")[0] for event in done}
+
+
+def put_adb_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the stand-in for adb on PATH, with one phone connected; its files and a note of calls lie in `folder`."""
+    stand_in = Path(__file__).with_name("adb_stand_in.py")
+    command = folder / "bin" / "adb"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("ADB_DEVICES", "R58M=device")
+    monkeypatch.setenv("ADB_ROOT", str(folder))
+    monkeypatch.setenv("ADB_LOG", str(folder / "calls"))
 
 
 def refused(result: Result, code: int, *mentions: str, hint: bool = True) -> str:

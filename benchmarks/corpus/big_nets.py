@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from corpus.nets import Layer
+
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions with a shortcut (He et al., arXiv 1512.03385)."""
@@ -77,24 +79,7 @@ def mobilenet_v2() -> nn.Module:
 def encoder() -> nn.Module:
     """Six pre-norm transformer layers over 128 tokens: (N, 128, 384) to the same."""
     torch.manual_seed(0)
-    return nn.Sequential(*(_Layer(384, 12) for _ in range(6)))
-
-
-class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens, width = x.shape[1:]
-        parts = self.qkv(self.norm1(x)).reshape(-1, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = parts[0], parts[1], parts[2]
-        weights = torch.softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
-        x = x + self.out((weights @ value).transpose(1, 2).reshape(-1, tokens, width))
-        return x + self.mlp(self.norm2(x))
+    return nn.Sequential(*(Layer(384, 12) for _ in range(6)))
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

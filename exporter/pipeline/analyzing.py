@@ -102,14 +102,7 @@ def analyze_plan(
         requires=wanted.requires,
         threads=target_plan.profile.threads,
     )
-    parts = {
-        "model": model.content,
-        "data": job.data.digests[judged],
-        "batch": job.data.sections[judged].batch_size,
-        "inputs": inputs,
-        "preprocessing": job.data.preprocessing,
-        "labels": job.data.class_names,
-    }
+    parts = {"model": model.content, **job.data.judged_parts(), "inputs": inputs}
     damages, seen = _damages(steps, subject, parts, prepared, lambda: ranked_batches(job, inputs))
     groups = [f"{index}/inputs" for index in range(checked.cases)]
     return _analysis(steps, subject, damages, seen, judged, list(read_groups(data / "cases.npz", groups)))

@@ -85,7 +85,7 @@ class Compressing:
             "step": msgspec.to_builtins(step, enc_hook=file_digest),
             "teacher": self.trained.content if isinstance(step, DistilStep) and not step.teachers else None,
             "inputs": self.inputs,
-            "calibration": self.models.calibration_parts(),
+            "calibration": self.models.data.parts("calibration"),
             "versions": versions("torch"),
         }
         total = step.epochs if isinstance(step, DistilStep) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -68,6 +68,18 @@ class DataSets:
         return data_room.infer_inputs(
             self.sections[role], labels=self._labels(role), preprocessing=self.preprocessing
         )
+
+    def parts(self, role: Role) -> dict[str, Any]:
+        """What decides which samples of a set a step sees, beside the model's inputs: for its key."""
+        return {
+            "data": self.digests[role],
+            "preprocessing": self.preprocessing,
+            "batch": self.sections[role].batch_size,
+        }
+
+    def judged_parts(self) -> dict[str, Any]:
+        """The same of what fidelity is measured on, whose labels depend on the names of classes."""
+        return {**self.parts(self.judged), "labels": self.class_names}
 
     def open(self, role: Role, inputs: tuple[TensorSpec, ...]) -> CalibrationSet:
         """Opens one of the sets."""

@@ -154,12 +154,8 @@ class Job:
 
     def calibration_parts(self) -> dict[str, Any]:
         """What decides which calibration samples a model gets, beside its inputs."""
-        section = self._calibration()
-        return {
-            "data": self.data.digests["calibration"],
-            "preprocessing": self.data.preprocessing,
-            "batch": section.batch_size,
-        }
+        self._calibration()
+        return self.data.parts("calibration")
 
     def calibration_batches(self, inputs: Inputs) -> Iterator[Arrays]:
         """One pass over the calibration data."""

@@ -79,7 +79,7 @@ class Merging:
             "base": file_digest(self.base) if self.base and self.merge.method in NEEDS_BASE else None,
             "method": self.merge.method,
             "numbers": [getattr(self.merge, key) for key in ("scale", "density", "drop", "position", "seed")],
-            "norms": self.models.calibration_parts() if norms else None,
+            "norms": self.models.data.parts("calibration") if norms else None,
             "inputs": self.inputs,
             "soup": [self.models.data.digests[self.models.data.judged], judged_by(self.plan.evaluation)]
             if self.merge.method == "greedy-soup"

@@ -106,15 +106,6 @@ class Models:
         for batch in self.data.open("calibration", inputs).batches(section.batch_size):
             yield tuple(torch.from_numpy(np.array(batch.inputs[spec.name], order="C")) for spec in inputs)
 
-    def calibration_parts(self) -> dict[str, Any]:
-        """What decides which calibration inputs a step sees, beside the model's inputs."""
-        section = self.data.sections["calibration"]
-        return {
-            "data": self.data.digests["calibration"],
-            "preprocessing": self.data.preprocessing,
-            "batch": section.batch_size,
-        }
-
     def call(self, model: TorchModel, inputs: Inputs) -> Call:
         """Runs any module that takes its inputs as this model does."""
         from exporter.onnx_export import FlatModule
@@ -212,10 +203,7 @@ def stored_outputs(
 
     all_parts = {
         "inputs": inputs,
-        "data": data.digests[data.judged],
-        "batch": section.batch_size,
-        "preprocessing": data.preprocessing,
-        "labels": data.class_names,
+        **data.judged_parts(),
         **parts,
     }
     stored = steps.stored("reference", 1, all_parts, build, label=label)

@@ -33,7 +33,6 @@ def rank_nodes(job: Job, inputs: tuple[TensorSpec, ...], model: Int8Model) -> tu
     label = f"rank the nodes of {model.file.name} by their noise"
     prepared = model.prepared
     assert prepared is not None, "dynamic models are not ranked"
-    section = job.data.sections[job.data.judged]
 
     def build(folder: Path) -> None:
         from exporter.quantize import node_damage
@@ -45,11 +44,8 @@ def rank_nodes(job: Job, inputs: tuple[TensorSpec, ...], model: Int8Model) -> tu
 
     parts = {
         "model": model.content,
-        "data": job.data.digests[job.data.judged],
-        "batch": section.batch_size,
+        **job.data.judged_parts(),
         "inputs": inputs,
-        "preprocessing": job.data.preprocessing,
-        "labels": job.data.class_names,
         "versions": versions("onnxruntime", "onnx"),
     }
     stored = job.steps.stored("rank", 1, parts, build, label=label)

@@ -19,6 +19,7 @@ from exporter.quantize.streaming import observe, tensors_to_observe
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
 
     Inputs = Mapping[str, NDArray[np.generic]]
@@ -108,24 +109,30 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
 
     prepared = folder / PREPARED
     states = load_states(folder / STATES)
-    _check_opset(prepared, scheme)
-    graph = onnx.load(prepared, load_external_data=False).graph
-    check_names(graph, scheme, states)
-    left = dict.fromkeys(_masked_nodes(prepared, states), MASKED)
-    _quantize(prepared, states, output, scheme, left)
+    model = onnx.load(prepared, load_external_data=False)
+    _check_opset(model, scheme)
+    check_names(model.graph, scheme, states)
+    left = dict.fromkeys(_masked_nodes(model.graph, states), MASKED)
+    single = one_scale(model.graph, scheme)
+    _quantize(prepared, states, output, scheme, single, left)
     # A large bias gets wider scales of signed weights from onnxruntime; with unsigned ones it is cut to 32 bits.
     if clipped := clipped_biases(onnx.load(output)):
         left |= dict.fromkeys(clipped, OVERFLOW)
-        _quantize(prepared, states, output, scheme, left)
+        _quantize(prepared, states, output, scheme, single, left)
     return coverage_of(output, scheme, left)
 
 
-def _quantize(prepared: Path, states: States, output: Path, scheme: QuantScheme, left: Iterable[str]) -> None:
-    """One run of onnxruntime's quantizer, with nodes that stay in float beside the excluded ones."""
-    import onnx
+def _quantize(
+    prepared: Path,
+    states: States,
+    output: Path,
+    scheme: QuantScheme,
+    single: Mapping[str, list[dict[str, Any]]],
+    left: Iterable[str],
+) -> None:
+    """One run of onnxruntime's quantizer; `single`: weights with one scale, `left`: further nodes that stay float."""
     from onnxruntime import quantization
 
-    graph = onnx.load(prepared, load_external_data=False).graph
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
         # onnxruntime writes beside the model that it reads, and what `calibrate` made is sealed.
@@ -150,7 +157,7 @@ def _quantize(prepared: Path, states: States, output: Path, scheme: QuantScheme,
                 extra_options={
                     "ActivationSymmetric": scheme.symmetric_activations,
                     "WeightSymmetric": True,
-                    "TensorQuantOverrides": one_scale(graph, scheme),
+                    "TensorQuantOverrides": dict(single),
                 },
             )
         except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
@@ -162,13 +169,10 @@ def _quantize(prepared: Path, states: States, output: Path, scheme: QuantScheme,
             ) from error
 
 
-def _masked_nodes(prepared: Path, states: States) -> list[str]:
+def _masked_nodes(graph: onnx.GraphProto, states: States) -> list[str]:
     """Nodes that take or make masked values: no 8-bit range holds a mask and what it masks."""
-    import onnx
-
     tensors = {name for name, halves in states.items() if any(half.masked for half in halves)}
-    nodes = onnx.load(prepared, load_external_data=False).graph.node
-    return [node.name for node in nodes if tensors.intersection((*node.input, *node.output))]
+    return [node.name for node in graph.node if tensors.intersection((*node.input, *node.output))]
 
 
 def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:
@@ -189,11 +193,10 @@ def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
 
 
-def _check_opset(prepared: Path, scheme: QuantScheme) -> None:
-    import onnx
-
-    imports = onnx.load(prepared, load_external_data=False).opset_import
-    opset = next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), PER_CHANNEL_OPSET)
+def _check_opset(model: onnx.ModelProto, scheme: QuantScheme) -> None:
+    opset = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), PER_CHANNEL_OPSET
+    )
     if scheme.per_channel and opset < PER_CHANNEL_OPSET:
         raise InputError(
             f"int8 with one scale a channel needs ONNX opset {PER_CHANNEL_OPSET}; the model has {opset}",

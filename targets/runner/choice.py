@@ -10,8 +10,6 @@ from .bundle import Bundle
 
 WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
 """Features that add int8 products in 32 bits. x86 without them adds u8s8 products in 16 bits, which can saturate."""
-
-
 FAMILIES = {"arm64": "aarch64", "amd64": "x86_64"}
 """Names that other systems have for what Linux calls a family of processors."""
 
@@ -29,6 +27,11 @@ def lacking(variant: dict[str, Any], features: Sequence[str]) -> list[str]:
     """CPU features that a variant requires and this CPU does not show; `a|b` is met by either."""
     needs = [need.split("|") for need in variant.get("requires", [])]
     return [" or ".join(need) for need in needs if not any(one in features for one in need)]
+
+
+def not_shown(variant: dict[str, Any], absent: Sequence[str]) -> str:
+    """What `lacking` found, in words."""
+    return f"this CPU does not show {', '.join(absent)}, which {variant['name']} requires"
 
 
 def runnable(bundle: Bundle, features: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -52,7 +55,7 @@ def choose(bundle: Bundle, features: Sequence[str]) -> tuple[str, str]:
             return name, f"this CPU shows {', '.join(shown)}, which it is made for in place of {choice['variant']}"
     if not absent:
         return choice["variant"], choice["why"]
-    why = f"this CPU does not show {', '.join(absent)}, which {choice['variant']} requires"
+    why = not_shown(bundle.variants[choice["variant"]], absent)
     others = [name for name in bundle.variants if name != last and not lacking(bundle.variants[name], features)]
     return [*others, last][0], why
 
@@ -62,7 +65,7 @@ def reasons_to_fail(
 ) -> list[str]:
     """What about this CPU may explain a variant that failed; `beyond`: its values were beyond the tolerance."""
     absent = lacking(variant, features)
-    reasons = [f"this CPU does not show {', '.join(absent)}, which {variant['name']} requires"] if absent else []
+    reasons = [not_shown(variant, absent)] if absent else []
     hint = saturation(variant, manifest, features) if beyond else None
     return [*reasons, hint] if hint else reasons
 

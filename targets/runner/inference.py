@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .bundle import HERE, Bundle
-from .choice import choose, lacking
+from .choice import choose, lacking, not_shown
 from .engine import Engine
 from .faults import BAD_INPUT, BROKEN, Fault, brief, say
 from .feeds import read_inputs, write_outputs
@@ -23,7 +23,7 @@ def pick(bundle: Bundle, asked: str | None, check: Check) -> tuple[str, str]:
     name, why = (asked, "asked for") if asked else choose(bundle, features)
     absent = lacking(bundle.variants[name], features)
     if absent and asked:
-        say(f"warning: this CPU does not show {', '.join(absent)}, which {name} requires")
+        say(f"warning: {not_shown(bundle.variants[name], absent)}")
     folder = f"{PurePosixPath(bundle.variants[name]['main']).parent}/"
     problems = check(lambda path: path.startswith(folder))
     if problems:

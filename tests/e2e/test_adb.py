@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Result, Workplace, refused
+from support import Result, Workplace, put_adb_on_path, refused
 
 from exporter.bundle import read_manifest, read_profiles
 
-STAND_IN = Path(__file__).parents[1] / "adb_stand_in.py"
 MEASURED = ("--min-seconds", "0.02", "--max-seconds", "0.3")
 
 
@@ -31,14 +30,7 @@ def bundle(place: Workplace) -> Path:
 @pytest.fixture(autouse=True)
 def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Puts the stand-in on PATH, with one phone connected; gives the file that notes its calls."""
-    command = tmp_path / "bin" / "adb"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
-    monkeypatch.setenv("ADB_DEVICES", "R58M=device")
-    monkeypatch.setenv("ADB_ROOT", str(tmp_path))
-    monkeypatch.setenv("ADB_LOG", str(tmp_path / "calls"))
+    put_adb_on_path(tmp_path, monkeypatch)
     return tmp_path / "calls"
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from support import Workplace, refused
+from support import Workplace, put_adb_on_path, refused
 
 from exporter.artifacts import Manifest
 from exporter.bundle import read_manifest
@@ -20,7 +19,6 @@ from exporter.errors import MissingError, StageError
 from exporter.events import Event, StepFinished
 from exporter.plan_types import ProfilePlan
 
-STAND_IN = Path(__file__).parents[1] / "adb_stand_in.py"
 PRINTED = """\
 INFO: STARTING!
 INFO: Loaded model m.tflite
@@ -37,14 +35,7 @@ INFO: Memory footprint delta from the start of the tool (MB): init=55.4961 overa
 @pytest.fixture
 def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A connected phone; gives the folder that plays its file system."""
-    command = tmp_path / "bin" / "adb"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}:/usr/bin:/bin")
-    monkeypatch.setenv("ADB_DEVICES", "R58M=device")
-    monkeypatch.setenv("ADB_ROOT", str(tmp_path))
-    monkeypatch.setenv("ADB_LOG", str(tmp_path / "calls"))
+    put_adb_on_path(tmp_path, monkeypatch)
     return tmp_path
 
 
