@@ -447,6 +447,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     """manifest.json of a bundle.
 
     `digest` names the contents: SHA-256 of the canonical JSON of everything but `digest`, `choice` and `seal`.
+    `other_runtimes` bring those variants that name one of them; all others run on `runtime`.
     `seal` guards the rest: SHA-256 of the canonical JSON of everything but `seal`.
     """
 
@@ -458,6 +459,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     variants: tuple[Variant, ...]
     float_variant: str
     runtime: RuntimeNeed
+    other_runtimes: tuple[RuntimeNeed, ...] = ()
     samples: int
     model: ModelFacts
     data: DataFacts
@@ -505,12 +507,13 @@ class HostState(Value, frozen=True, kw_only=True):
 
 
 class RuntimeFacts(Value, frozen=True, kw_only=True):
-    """The runtime that measured."""
+    """The runtime that measured; `others` are the versions of further ones that variants ran on."""
 
     name: str
     version: str
     provider: str
     numpy: str
+    others: dict[str, str] = {}
 
 
 class BenchSettings(Value, frozen=True, kw_only=True):

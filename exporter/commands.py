@@ -160,7 +160,7 @@ def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **commo
                 share = "" if exact is None else f", {exact:.2%} of values equal"
                 console.result(f"  {report['variant']}: passed, {report['cases']} cases{share}")
             for other in verified.self_test.get("skipped", []):
-                console.result(f"  not tested on this CPU: {other}")
+                console.result(f"  not tested: {other}")
         console.document(
             {
                 "bundle": str(bundle),

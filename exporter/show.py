@@ -9,6 +9,7 @@ from exporter.console import Console
 from exporter.tables import (
     BENCHMARK_COLUMNS,
     PROFILE_COLUMNS,
+    apart_text,
     benchmark_rows,
     fidelity_columns,
     fidelity_rows,
@@ -17,7 +18,6 @@ from exporter.tables import (
     history_rows,
     instruction_kinds,
     instruction_rows,
-    made_for_text,
     profile_rows,
     variant_lines,
 )
@@ -54,7 +54,7 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
         show_profile(console, manifest, measured)
         seen = {one.variant for one in measured.variants}
         if others := [variant for variant in manifest.variants if variant.name not in seen]:
-            console.result(f"not run here: {', '.join(f'{one.name}, {made_for_text(one)}' for one in others)}")
+            console.result(f"not run here: {', '.join(f'{one.name}, {apart_text(one)}' for one in others)}")
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
     console.result(f"bundle: {path}")
 

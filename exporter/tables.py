@@ -126,6 +126,11 @@ def made_for_text(variant: Variant) -> str:
     return "made for CPUs with " + " and ".join(need.replace("|", " or ") for need in variant.requires)
 
 
+def apart_text(variant: Variant) -> str:
+    """Why a variant was not run on a machine."""
+    return made_for_text(variant) if variant.requires else f"which runs on {variant.runtime}"
+
+
 def left_in_float(coverage: Coverage) -> list[str]:
     """Which operators stayed float and why, most frequent first, one line a kind."""
     kinds = Counter((skipped.op, skipped.reason) for skipped in coverage.skipped).most_common()

@@ -162,12 +162,14 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         files: runner files, by their name in the bundle.
-        runtime: what they need.
+        runtime: what runs the variants.
+        others: what runs those variants that name one of these; `runtime_NAME.py` among `files` knows it.
         guide: a further part of the bundle's README.md, written from its manifest.
     """
 
     files: Mapping[str, Path]
     runtime: RuntimeNeed
+    others: tuple[RuntimeNeed, ...] = ()
     guide: Callable[[Manifest], str] | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,25 @@ By the bytes of the output's type: a half has a thousandth for its last digit.
 """
 
 
-def payload(minimum: str, *, machine: str | None = None, glibc: str | None = None) -> Payload:
-    """The runner for onnxruntime and the requirements that bring it; see `RuntimeNeed` for `machine` and `glibc`."""
+def payload(
+    minimum: str,
+    *,
+    machine: str | None = None,
+    glibc: str | None = None,
+    others: Sequence[tuple[RuntimeNeed, Path]] = (),
+) -> Payload:
+    """The runner for onnxruntime and the requirements that bring it.
+
+    Args:
+        minimum: oldest onnxruntime.
+        machine: see `RuntimeNeed`.
+        glibc: see `RuntimeNeed`.
+        others: further runtimes that some variants run on, and their modules.
+    """
+    more = {f"runtime_{runtime.name}.py": module for runtime, module in others}
     return Payload(
-        files=runner_files(RUNTIME),
+        files={**runner_files(RUNTIME), **more},
+        others=tuple(runtime for runtime, _ in others),
         runtime=RuntimeNeed(
             name="onnxruntime",
             minimum=minimum,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import msgspec
 
-from exporter.artifacts import Tolerance
+from exporter.artifacts import RuntimeNeed, Tolerance
+from exporter.errors import InputError, MissingError
 from exporter.onnx_export import onnx_session, opset_for_runtime
 from exporter.quantize import int8_tolerance
 from exporter.target_api import ConvertRequest, Need, Payload, SchemeNeed, Target, TargetOptions, VariantFile
@@ -17,6 +19,11 @@ from targets import _onnxruntime
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
 
+OPENVINO = "openvino"
+OPENVINO_RUNTIME = Path(__file__).parent / "runner" / "openvino_runtime.py"
+SUFFIX = f"-{OPENVINO}"
+"""Of the names of variants that run on OpenVINO."""
+NEED = RuntimeNeed(name=OPENVINO, minimum="2026.4", requirements=("openvino>=2026.4,<2027", "numpy>=1.21,<3"))
 INT8 = {
     "any": SchemeNeed(name="int8"),
     "vnni": SchemeNeed(
@@ -37,10 +44,13 @@ class CpuOptions(TargetOptions, frozen=True, kw_only=True):
         int8: the int8 files to make: `any` for every CPU; `vnni` with 8-bit weights for CPUs that sum products
             of bytes in 32 bits, which the runner picks there; `u8u8` with unsigned weights, exact everywhere too,
             often slower than `any` and more accurate.
+        runtimes: runtimes to run the files on; with `openvino` each file but a dynamic one becomes a second variant,
+            which is tested, judged and measured there.
     """
 
     min_runtime: str = "1.19"
     int8: Annotated[tuple[Literal["any", "vnni", "u8u8"], ...], msgspec.Meta(min_length=1)] = ("any",)
+    runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
 
 
 class CpuTarget:
@@ -55,7 +65,7 @@ class CpuTarget:
         # same answers on every x86 CPU, at the same speed.
         "quantize": {"activations": "uint8", "weights": "int8", "reduce_range": True}
     }
-    distributions = ("onnxruntime",)
+    distributions = ("onnxruntime", OPENVINO)
 
     def missing(self) -> tuple[str, str] | None:
         """Nothing beyond the exporter's own dependencies is needed."""
@@ -63,21 +73,43 @@ class CpuTarget:
 
     def requires(self, options: TargetOptions) -> Need:
         """The newest opset that the minimum runtime knows, and the int8 files that the plan asks for."""
-        minimum = cast(CpuOptions, options).min_runtime
+        chosen = cast(CpuOptions, options)
+        minimum = chosen.min_runtime
+        if "onnxruntime" not in chosen.runtimes:
+            raise InputError(
+                "onnxruntime is what the other runtimes are compared with",
+                where="targets.cpu.runtimes",
+                hint='write `runtimes = ["onnxruntime", "openvino"]`',
+            )
+        if OPENVINO in chosen.runtimes and find_spec(OPENVINO) is None:
+            raise MissingError(
+                "openvino cannot be imported",
+                where="targets.cpu.runtimes",
+                hint="pip install 'edge-exporter[openvino]'",
+            )
         opset, ir_version = opset_for_runtime(minimum)
         int8 = tuple(INT8[kind] for kind in dict.fromkeys(cast(CpuOptions, options).int8))
         return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}", int8=int8, dynamic=True)
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""
-        return tuple(_onnxruntime.copied(request, folder))
+        variants = _onnxruntime.copied(request, folder)
+        if OPENVINO in cast(CpuOptions, options).runtimes:
+            variants += [_on_openvino(variant, folder) for variant in variants if not _is_dynamic(variant)]
+        return tuple(variants)
 
     def payload(self, options: TargetOptions) -> Payload:
         """The onnxruntime runner."""
-        return _onnxruntime.payload(cast(CpuOptions, options).min_runtime)
+        chosen = cast(CpuOptions, options)
+        others = [(NEED, OPENVINO_RUNTIME)] if OPENVINO in chosen.runtimes else []
+        return _onnxruntime.payload(chosen.min_runtime, others=others)
 
     def open_session(self, model: Path, *, simulated: bool) -> Session:
-        """Opens the model in onnxruntime, one thread."""
+        """Opens the model in onnxruntime, one thread, or in OpenVINO when it is a variant for that."""
+        if model.parent.name.endswith(SUFFIX) and not simulated:
+            from targets.runner import openvino_runtime
+
+            return openvino_runtime.open_session(str(model), 1).run
         return onnx_session(model, simulated=simulated)
 
     def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
@@ -85,6 +117,19 @@ class CpuTarget:
         if variant.scheme is None:
             return _onnxruntime.float_tolerance(expected)
         return int8_tolerance(model, expected)
+
+
+def _is_dynamic(variant: VariantFile) -> bool:
+    return variant.scheme is not None and variant.scheme.dynamic
+
+
+def _on_openvino(variant: VariantFile, folder: Path) -> VariantFile:
+    """The same file as a variant for OpenVINO."""
+    name = f"{variant.name}{SUFFIX}"
+    special = f"{variant.specialises}{SUFFIX}" if variant.specialises else None
+    main = f"{name}/{_onnxruntime.MODEL}"
+    other = msgspec.structs.replace(variant, name=name, main=main, runtime=OPENVINO, specialises=special)
+    return _onnxruntime.place(folder / variant.main, folder, other)
 
 
 TARGET: Target = CpuTarget()

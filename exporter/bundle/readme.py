@@ -18,6 +18,10 @@ def readme_text(manifest: Manifest) -> str:
         "```",
         f"pip install -r requirements-{runtime.name}.txt",
         *(f"pip install -r requirements-{name}.txt  # instead of it" for name in runtime.alternatives),
+        *(
+            f"pip install -r requirements-{one.name}.txt   # for variants on {one.name}"
+            for one in manifest.other_runtimes
+        ),
         "python run.py                                  # what is here, and which variant this machine gets",
         "python run.py --self-test                      # checksums, then real inputs against expected outputs",
         "python run.py --bench                          # latency on this machine",

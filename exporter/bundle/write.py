@@ -57,7 +57,9 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manife
     for name, source in parts.runner.items():
         shutil.copyfile(source, folder / name)
     runtime = manifest.runtime
-    for name, requirements in {runtime.name: runtime.requirements, **runtime.alternatives}.items():
+    wanted = {runtime.name: runtime.requirements, **runtime.alternatives}
+    wanted |= {one.name: one.requirements for one in manifest.other_runtimes}
+    for name, requirements in wanted.items():
         text = "".join(f"{line}\n" for line in requirements)
         (folder / f"requirements-{name}.txt").write_text(text, encoding="utf-8")
     (folder / "plan.toml").write_text(tomli_w.dumps(dict(parts.plan)), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +17,11 @@ INSTALL_SECONDS = 1800
 
 
 @contextmanager
-def isolated_python(runtime: RuntimeNeed, *, minimum: bool) -> Iterator[str]:
+def isolated_python(runtimes: Sequence[RuntimeNeed], *, minimum: bool) -> Iterator[str]:
     """Makes a virtual environment with nothing but the bundle's requirements, and removes it afterwards.
 
     Args:
-        runtime: requirements of the bundle.
+        runtimes: requirements of the bundle.
         minimum: install the oldest runtime that the bundle claims to run on instead of the newest.
 
     Yields:
@@ -30,7 +30,11 @@ def isolated_python(runtime: RuntimeNeed, *, minimum: bool) -> Iterator[str]:
     Raises:
         MissingError: the environment or a package cannot be had.
     """
-    requirements = [_pin(line, runtime) if minimum else line for line in runtime.requirements]
+    requirements = list(
+        dict.fromkeys(
+            _pin(line, runtime) if minimum else line for runtime in runtimes for line in runtime.requirements
+        )
+    )
     with TemporaryDirectory(prefix="edge-exporter-env-") as folder:
         python = str(Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python")
         _call([sys.executable, "-m", "venv", folder], "make a virtual environment")

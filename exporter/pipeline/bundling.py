@@ -33,7 +33,7 @@ from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
-from exporter.pipeline.steps import versions
+from exporter.pipeline.steps import NOT_INSTALLED, versions
 from exporter.plan import TargetPlan
 from exporter.store import Stored, list_files
 from exporter.tables import history_lines
@@ -327,6 +327,7 @@ class Bundling:
             ),
             float_variant=float_variant,
             runtime=payload.runtime,
+            other_runtimes=payload.others,
             samples=checked.cases,
             model=ModelFacts(
                 source=str(resolved["model"]["source"]), digest=self.job.source.digest, licence=plan.model.licence
@@ -338,7 +339,11 @@ class Bundling:
                 evaluation_samples=checked.evaluation.samples if checked.evaluation else 0,
                 overlap=checked.overlap,
             ),
-            tools=versions(*TOOLS, *self.target.distributions),
+            tools={
+                name: found
+                for name, found in versions(*TOOLS, *self.target.distributions).items()
+                if found != NOT_INSTALLED
+            },
             made_on={"machine": platform.machine(), "features": list(cpu_features())},
             notes=self._notes(checked),
             history=history,

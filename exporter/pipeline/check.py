@@ -41,7 +41,7 @@ def verify(bundle: Path, *, run: bool, isolated: bool, minimum: bool) -> Verifie
     if not run:
         return Verified(path=bundle, manifest=manifest, self_test=None, environment="not run")
     if isolated:
-        with isolated_python(manifest.runtime, minimum=minimum) as python:
+        with isolated_python((manifest.runtime, *manifest.other_runtimes), minimum=minimum) as python:
             report = run_self_test(bundle, python)
     else:
         report = run_self_test(bundle, sys.executable)
@@ -49,8 +49,13 @@ def verify(bundle: Path, *, run: bool, isolated: bool, minimum: bool) -> Verifie
         for side in ("inputs", "outputs"):
             check_runtime_signature(manifest, str(variant["variant"]), side, variant[side])
     tested = {str(variant["variant"]) for variant in report["variants"]}
-    # Those made for other CPUs are left out, and the report says so.
-    here = [variant.name for variant in manifest.variants if made_for(variant.requires, cpu_features())]
+    # Those for other CPUs or runtimes that are not here are left out, and the report says so.
+    others = {runtime.name for runtime in manifest.other_runtimes}
+    here = [
+        variant.name
+        for variant in manifest.variants
+        if made_for(variant.requires, cpu_features()) and variant.runtime not in others
+    ]
     untested = [name for name in here if name not in tested]
     if untested:
         raise BundleError(f"the self-test left out {', '.join(untested)}", where=str(bundle))

@@ -64,6 +64,7 @@ def evaluate(
         # Kernels differ by CPU: u8s8 saturates where VNNI is missing.
         "cpu": cpu_features(),
         "simulated": simulated,
+        "runtime": variant.runtime,
         "target": [target.name, target.version],
         "versions": versions(*target.distributions),
     }

@@ -76,6 +76,9 @@ class RunLog:
                         self._echo(line.rstrip("\n"))
 
 
+NOT_INSTALLED = "not installed"
+
+
 class Steps:
     """Runs steps against a store.
 
@@ -189,7 +192,7 @@ def versions(*distributions: str) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = NOT_INSTALLED
     return found
 
 

@@ -38,7 +38,9 @@ def bundle_of(manifest: dict[str, Any]) -> Bundle:
         named = {manifest["float_variant"], manifest["choice"]["variant"]}
         texts = [manifest[key] for key in ("name", "target", "digest")] + [manifest["choice"]["why"]]
         texts += [manifest["runtime"][key] for key in ("name", "minimum")]
-        texts += [variant["precision"] for variant in bundle.variants.values()]
+        others = manifest.get("other_runtimes", [])
+        texts += [runtime[key] for runtime in others for key in ("name", "minimum")]
+        texts += [variant[key] for variant in bundle.variants.values() for key in ("precision", "runtime")]
         texts += [tensor[key] for tensor in tensors for key in ("name", "dtype")]
         numbers = [manifest["samples"], *(len(tensor["shape"]) for tensor in tensors)]
         tables = [variant["tolerances"] for variant in bundle.variants.values()]
@@ -48,6 +50,11 @@ def bundle_of(manifest: dict[str, Any]) -> Bundle:
     if not typed or not all(isinstance(table, dict) for table in tables) or not named <= set(bundle.variants):
         raise Fault(BROKEN, "manifest.json is not a bundle's manifest: a value has the wrong type or names nothing")
     return bundle
+
+
+def other_runtimes(bundle: Bundle) -> list[str]:
+    """Names of the runtimes that some variants need beside the bundle's main one."""
+    return [runtime["name"] for runtime in bundle.manifest.get("other_runtimes", [])]
 
 
 def variants_named(bundle: Bundle, wanted: str) -> list[str]:

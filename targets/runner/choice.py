@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .bundle import Bundle
+from .bundle import Bundle, other_runtimes
 
 WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
 """Features that add int8 products in 32 bits. x86 without them adds u8s8 products in 16 bits, which can saturate."""
@@ -34,30 +35,52 @@ def not_shown(variant: dict[str, Any], absent: Sequence[str]) -> str:
     return f"this CPU does not show {', '.join(absent)}, which {variant['name']} requires"
 
 
+def missing_runtime(bundle: Bundle, variant: dict[str, Any]) -> str | None:
+    """A runtime beside the main one that a variant runs on and that is not installed here."""
+    name = variant["runtime"]
+    if name not in other_runtimes(bundle):
+        return None
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return str(name)
+    return None
+
+
+def obstacle(bundle: Bundle, name: str, features: Sequence[str]) -> str | None:
+    """Why a variant is not for this machine, or None."""
+    variant = bundle.variants[name]
+    absent, runtime = lacking(variant, features), missing_runtime(bundle, variant)
+    if absent:
+        return not_shown(variant, absent)
+    if runtime:
+        return f"{runtime} is not installed, which {name} runs on (requirements-{runtime}.txt brings it)"
+    return None
+
+
 def runnable(bundle: Bundle, features: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(variants made for this CPU, why each of the others is not)."""
-    absent = {name: lacking(variant, features) for name, variant in bundle.variants.items()}
-    others = [f"{name} requires {', '.join(lacks)}" for name, lacks in absent.items() if lacks]
-    return [name for name, lacks in absent.items() if not lacks], others
+    """(variants for this machine, why each of the others is not)."""
+    why = {name: obstacle(bundle, name, features) for name in bundle.variants}
+    return [name for name, found in why.items() if not found], [found for found in why.values() if found]
 
 
 def choose(bundle: Bundle, features: Sequence[str]) -> tuple[str, str]:
-    """(variant, why): the bundle's choice where the CPU allows it, else the next that it allows, float last.
+    """(variant, why): the bundle's choice where the machine allows it, else the next that it allows, float last.
 
     A variant that specialises the choice for this CPU comes first, unless the choice was made by measuring both.
     """
     choice, last = bundle.manifest["choice"], bundle.manifest["float_variant"]
-    absent = lacking(bundle.variants[choice["variant"]], features)
+    why_not = obstacle(bundle, choice["variant"], features)
     for name, variant in bundle.variants.items():
         measured = name in choice.get("measured", [])
-        if variant.get("specialises") == choice["variant"] and not measured and not lacking(variant, features):
+        special = variant.get("specialises") == choice["variant"] and not measured
+        if special and not obstacle(bundle, name, features):
             shown = [one for need in variant["requires"] for one in need.split("|") if one in features]
             return name, f"this CPU shows {', '.join(shown)}, which it is made for in place of {choice['variant']}"
-    if not absent:
+    if not why_not:
         return choice["variant"], choice["why"]
-    why = not_shown(bundle.variants[choice["variant"]], absent)
-    others = [name for name in bundle.variants if name != last and not lacking(bundle.variants[name], features)]
-    return [*others, last][0], why
+    others = [name for name in bundle.variants if name != last and not obstacle(bundle, name, features)]
+    return [*others, last][0], why_not
 
 
 def reasons_to_fail(

@@ -94,7 +94,7 @@ def _names(bundle: Bundle, asked: str) -> tuple[list[str], list[str]]:
         return names, []
     names, others = runnable(bundle, cpu_features())
     for why in others:
-        say(f"not run here: {why}, which this CPU does not show")
+        say(f"not run here: {why}")
     if not names:
         raise Fault(MISSING, "no variant of this bundle is made for this CPU", "name one with --variant to try it")
     return names, others

@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from .bundle import HERE, Bundle
+from .bundle import HERE, Bundle, other_runtimes
 from .faults import BAD_INPUT, BROKEN, MISSING, Fault, brief
 
 
 class Engine(NamedTuple):
-    """numpy and the runtime's module, and how models are opened in it."""
+    """numpy and the runtimes' modules, and how models are opened in them.
+
+    `runtime` runs every variant but those that name one of `others`.
+    """
 
     numpy: Any
     runtime: Any
     threads: int
     affinity: tuple[int, ...] | None
+    others: Mapping[str, Any] = {}
+
+    def runtime_of(self, variant: Mapping[str, Any]) -> Any:
+        """The module that runs a variant."""
+        return self.others.get(variant["runtime"], self.runtime)
 
     def open(self, bundle: Bundle, name: str) -> Any:
         """Opens a variant; a model that the runtime refuses is a broken bundle."""
-        model = bundle.variants[name]["main"]
+        model, runtime = bundle.variants[name]["main"], self.runtime_of(bundle.variants[name])
         try:
-            return self.runtime.open_session(str(HERE / model), self.threads, self.affinity)
-        except self.runtime.RuntimeMissing as error:
+            return runtime.open_session(str(HERE / model), self.threads, self.affinity)
+        except runtime.RuntimeMissing as error:
             raise Fault(MISSING, str(error), error.command) from error
         except Exception as error:  # the runtime's own exception types are unknown here
             raise Fault(BROKEN, f"{model} cannot be opened: {brief(error)}") from error
 
-    def facts(self) -> dict[str, str]:
-        """Name, version and provider of the runtime, and numpy's version."""
+    def facts(self) -> dict[str, Any]:
+        """Name, version and provider of the runtime, numpy's version, and versions of the other runtimes here."""
+        others = {}
+        for name, runtime in self.others.items():
+            with suppress(runtime.RuntimeMissing):
+                others[name] = runtime.version()
         return {
+            "others": others,
             "name": self.runtime.NAME,
             "version": self.runtime.version(),
             "provider": self.runtime.provider(),
@@ -53,10 +67,7 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Eng
         import numpy
     except ImportError as error:
         raise Fault(MISSING, f"numpy cannot be imported: {brief(error)}{_old_system(needed)}", command) from error
-    try:
-        runtime: Any = import_module(f"{__name__.rpartition('.')[0]}.runtime")
-    except (OSError, SyntaxError, ImportError, ValueError) as error:
-        raise Fault(BROKEN, f"runtime.py cannot be loaded: {brief(error)}") from error
+    runtime = _module("runtime")
     try:
         version = runtime.version()
     except runtime.RuntimeMissing as error:
@@ -64,7 +75,15 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Eng
     if needed["name"] == runtime.NAME and _release(version) < _release(needed["minimum"]):
         message = f"{needed['name']} {version} is older than {needed['minimum']}, which this bundle needs"
         raise Fault(MISSING, message, command.replace("install", "install --upgrade"))
-    return Engine(numpy, runtime, threads, affinity)
+    others = {name: _module(f"runtime_{name}") for name in other_runtimes(bundle)}
+    return Engine(numpy, runtime, threads, affinity, others)
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(f"{__name__.rpartition('.')[0]}.{name}")
+    except (OSError, SyntaxError, ImportError, ValueError) as error:
+        raise Fault(BROKEN, f"{name}.py cannot be loaded: {brief(error)}") from error
 
 
 def _old_system(needed: dict[str, Any]) -> str:

@@ -46,7 +46,8 @@ def infer(engine: Engine, bundle: Bundle, name: str, why: str, given: Path, resu
     try:
         outputs = session.run(arrays)
     except Exception as error:  # the runtime's own exception types are unknown here
-        raise Fault(BAD_INPUT, f"{engine.runtime.NAME} refused these inputs: {brief(error)}") from error
+        runtime = engine.runtime_of(bundle.variants[name])
+        raise Fault(BAD_INPUT, f"{runtime.NAME} refused these inputs: {brief(error)}") from error
     if HERE in result.resolve().parents:
         say(f"warning: {result} lies in the bundle, which counts as a file added to it")
     write_outputs(engine.numpy, outputs, result)

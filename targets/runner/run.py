@@ -85,6 +85,7 @@ def read_manifest() -> Contents:
             raise ValueError(f"manifest.json has schema {manifest['schema']!r}; this runner reads 1")
         listed = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
         used = {"samples.npz", "run.py", "runtime.py", *(variant["main"] for variant in manifest["variants"])}
+        used |= {f"runtime_{runtime['name']}.py" for runtime in manifest.get("other_runtimes", [])}
     except (KeyError, TypeError, AttributeError) as error:
         message = f"manifest.json is not a bundle's manifest: {type(error).__name__} {error}"
         raise ValueError(message) from error

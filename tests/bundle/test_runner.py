@@ -117,8 +117,8 @@ def variant(name: str, **changes: Any) -> Variant:
     tolerances = {"y": Tolerance(atol=1e-4, quantum=0.01), "file": Tolerance(atol=0)}
     fidelity = Fidelity(reference="torch", reference_digest="0", samples=1, data="evaluation", outputs=())
     return Variant(
-        name=name, runtime="onnxruntime", main=f"variants/{name}/model.onnx", precision=name,
-        fidelity=fidelity, tolerances=tolerances, **changes,
+        name=name, main=f"variants/{name}/model.onnx", precision=name,
+        fidelity=fidelity, tolerances=tolerances, **{"runtime": "onnxruntime", **changes},
     )  # fmt: skip
 
 
@@ -515,11 +515,22 @@ def test_variants_made_for_other_cpus_are_neither_tested_nor_measured_and_that_i
     reseal(bundle, variants=(variant("fp32"), variant("int8", requires=(ABSENT,)), variant("third")))
     tested = report(bundle, 0)
     assert [item["variant"] for item in tested["variants"]] == ["fp32", "third"]
-    assert tested["skipped"] == [f"int8 requires {ABSENT}"]
+    assert tested["skipped"] == [f"this CPU does not show {ABSENT}, which int8 requires"]
     done = run(bundle, "--bench", "--json", "--min-samples", "20", "--min-seconds", "0", "--max-seconds", "1")
     assert done.returncode == 0, done.stderr
-    assert f"not run here: int8 requires {ABSENT}, which this CPU does not show" in done.stderr
+    assert f"not run here: this CPU does not show {ABSENT}, which int8 requires" in done.stderr
     assert [item["variant"] for item in json.loads(done.stdout)["variants"]] == ["fp32", "third"]
+
+
+def test_a_variant_whose_runtime_is_not_installed_is_left_out_and_another_one_runs(bundle: Path) -> None:
+    other = RuntimeNeed(name="absentvino", minimum="1.0", requirements=("absentvino>=1",))
+    (bundle / "runtime_absentvino.py").write_text("class RuntimeMissing(Exception):\n    command = 'x'\n"
+        "def version():\n    raise RuntimeMissing('absent')\n")  # fmt: skip
+    elsewhere = variant("int8", runtime="absentvino")
+    reseal(bundle, variants=(variant("fp32"), elsewhere, variant("third")), other_runtimes=(other,))
+    why = "absentvino is not installed, which int8 runs on (requirements-absentvino.txt brings it)"
+    assert report(bundle, 0)["skipped"] == [why]
+    assert json.loads(run(bundle, "--json").stdout)["here"] == {"variant": "third", "why": why}
 
 
 def test_a_bundle_with_no_variant_for_this_cpu_says_so(bundle: Path) -> None:

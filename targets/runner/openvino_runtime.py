@@ -1,0 +1,101 @@
+"""The one place in a bundle that knows OpenVINO. Travels as runtime_openvino.py, beside the bundle's main runtime.
+
+A runtime is: NAME, version(), provider(), open_session(), and RuntimeMissing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NAME = "openvino"
+DEVICE = "CPU"
+
+
+class RuntimeMissing(Exception):
+    """OpenVINO cannot be imported; `command` brings it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{NAME} cannot be imported: {why}")
+        self.command = install_command()
+
+
+def install_command() -> str:
+    """The pip command that brings the runtime: the bundle's requirements file where there is one."""
+    path = Path(__file__).resolve().parent / f"requirements-{NAME}.txt"
+    wanted = f'-r "{path}"' if path.is_file() else NAME
+    return f"{Path(sys.executable).name or 'python'} -m pip install {wanted}"
+
+
+def version() -> str:
+    """Version of the installed runtime, without its build.
+
+    Raises:
+        RuntimeMissing: it cannot be imported.
+    """
+    return str(_library().__version__).partition("-")[0]
+
+
+def provider() -> str:
+    """What executes the model inside the runtime."""
+    return f"OpenVINO {DEVICE}"
+
+
+class Session:
+    """An open model."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._compiled = compiled
+        self._names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """One inference: arrays by input name to arrays by output name."""
+        # Shared, results would change under the caller with the next inference.
+        results = self._request.infer(dict(feed), share_inputs=True, share_outputs=False)
+        return {name: results[output] for name, output in zip(self._names, self._compiled.outputs)}
+
+    def inputs(self) -> list[tuple[str, str, list[int | str]]]:
+        """(name, dtype, shape) of each input as the runtime reports it; dynamic axes are `?`."""
+        return [_spec(item) for item in self._compiled.inputs]
+
+    def outputs(self) -> list[tuple[str, str, list[int | str]]]:
+        """(name, dtype, shape) of each output, as `inputs` does."""
+        return [_spec(item) for item in self._compiled.outputs]
+
+
+def open_session(model_path: str, threads: int, affinity: Sequence[int] | None = None) -> Session:
+    """Opens a model for inference on the CPU.
+
+    Args:
+        model_path: the .onnx file.
+        threads: threads that compute one inference.
+        affinity: CPUs that the process is pinned to already; OpenVINO's threads inherit that.
+
+    Raises:
+        RuntimeMissing: OpenVINO cannot be imported.
+    """
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Where the CPU has them, bfloat16 kernels would change the answers.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
+    return Session(_library().Core().compile_model(model_path, DEVICE, settings))
+
+
+def _spec(item: Any) -> tuple[str, str, list[int | str]]:
+    shape: list[int | str] = [axis.get_length() if axis.is_static else "?" for axis in item.get_partial_shape()]
+    return item.get_any_name(), str(item.get_element_type().to_dtype()), shape
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise RuntimeMissing(" ".join(str(error).split())[:300]) from error

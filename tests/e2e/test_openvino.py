@@ -1,0 +1,75 @@
+"""The same files on a second runtime: judged, tested and measured there, and part of the race."""
+
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conformance.material import write_cnn
+from support import Workplace
+
+from exporter.bundle import read_manifest
+from targets import cpu
+
+pytestmark = pytest.mark.skipif(
+    util.find_spec("openvino") is None, reason="openvino is not installed (`pip install 'edge-exporter[openvino]'`)"
+)
+BOTH = 'targets.cpu.runtimes=["onnxruntime", "openvino"]'
+
+
+@pytest.fixture(scope="module")
+def place(shared_place: Workplace) -> Workplace:
+    write_cnn(shared_place / "model.onnx")
+    shared_place.quadrants()
+    return shared_place
+
+
+@pytest.fixture(scope="module")
+def built(place: Workplace) -> tuple[dict[str, Any], Path]:
+    data = ("--calib", "calib.npz", "--eval", "eval.npz", "--labels", "y", "--target", "cpu")
+    return place.built("model.onnx", *data, "--set", BOTH)
+
+
+def test_each_file_is_a_variant_on_either_runtime_judged_on_its_own(built):
+    target, bundle = built
+    variants = {variant["name"]: variant for variant in target["variants"]}
+    assert list(variants) == ["fp32", "int8", "fp32-openvino", "int8-openvino"]
+    for name in ("fp32", "int8"):
+        here, there = variants[name], variants[f"{name}-openvino"]
+        assert (here["runtime"], there["runtime"]) == ("onnxruntime", "openvino")
+        files = [bundle / "variants" / one / "model.onnx" for one in (name, f"{name}-openvino")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert there["fidelity"]["metric"]["value"] == pytest.approx(here["fidelity"]["metric"]["value"], abs=0.05)
+
+
+def test_the_profile_measures_all_of_them_and_names_both_runtimes(built):
+    target, bundle = built
+    profile = target["profile"]
+    assert {one["variant"] for one in profile["variants"]} == {"fp32", "int8", "fp32-openvino", "int8-openvino"}
+    assert profile["runtime"]["name"] == "onnxruntime"
+    assert list(profile["runtime"]["others"]) == ["openvino"]
+    assert (bundle / "requirements-openvino.txt").read_text().startswith("openvino>=")
+    assert [runtime.name for runtime in read_manifest(bundle).other_runtimes] == ["openvino"]
+
+
+def test_the_bundle_answers_on_the_other_runtime_and_verifies(place, built):
+    _, bundle = built
+    verified = place.run("verify", bundle)
+    assert verified.code == 0, verified.err
+    assert "int8-openvino: passed" in verified.out
+
+
+def test_without_the_package_the_build_says_what_brings_it(place, monkeypatch):
+    monkeypatch.setattr(cpu, "find_spec", lambda name: None)
+    result = place.build("model.onnx", "--calib", "calib.npz", "--target", "cpu", "--set", BOTH, "--output", "none")
+    assert result.code == 4
+    assert "pip install 'edge-exporter[openvino]'" in result.err
+
+
+def test_onnxruntime_stays_what_others_are_compared_with(place):
+    only = 'targets.cpu.runtimes=["openvino"]'
+    result = place.build("model.onnx", "--calib", "calib.npz", "--target", "cpu", "--set", only, "--output", "none")
+    assert result.code == 3
+    assert "onnxruntime is what the other runtimes are compared with" in result.err
