@@ -223,7 +223,7 @@ def test_an_intact_bundle_passes_and_the_report_says_what_the_runtime_sees(bundl
             {"name": "token", "dtype": "int64", "shape": ["batch"]},
         ]
         assert [spec["name"] for spec in tested["outputs"]] == ["y", "file"]
-    assert set(found["runtime"]) == {"name", "version", "provider", "numpy"}
+    assert set(found["runtime"]) == {"name", "version", "provider", "numpy", "others"}
     assert found["host"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
@@ -530,7 +530,7 @@ def test_a_variant_whose_runtime_is_not_installed_is_left_out_and_another_one_ru
     reseal(bundle, variants=(variant("fp32"), elsewhere, variant("third")), other_runtimes=(other,))
     why = "absentvino is not installed, which int8 runs on (requirements-absentvino.txt brings it)"
     assert report(bundle, 0)["skipped"] == [why]
-    assert json.loads(run(bundle, "--json").stdout)["here"] == {"variant": "third", "why": why}
+    assert json.loads(run(bundle, "--json").stdout)["here"] == {"variant": "third", "why": why, "elsewhere": None}
 
 
 def test_a_bundle_with_no_variant_for_this_cpu_says_so(bundle: Path) -> None:
@@ -971,7 +971,8 @@ def test_a_read_only_bundle_works(bundle: Path) -> None:
 
 def test_every_module_of_the_runner_travels() -> None:
     there = {path.name for path in RUNNER.glob("*.py")}
-    assert there == {"__init__.py", "onnxruntime_runtime.py", "tflite_runtime.py", *RUNNER_FILES}
+    runtimes = {"onnxruntime_runtime.py", "openvino_runtime.py", "tflite_runtime.py"}
+    assert there == {"__init__.py", *runtimes, *RUNNER_FILES}
 
 
 @pytest.mark.parametrize("source", sorted(FILES.values()))
