@@ -16,7 +16,8 @@ import msgspec
 
 from exporter.convert import convert_struct, defaults_of
 from exporter.errors import InputError, PlanError, shorten
-from exporter.plan_checks import check_compress, check_files, check_merge, check_preprocessing, check_top_level
+from exporter.merge_checks import check_merge, default_source
+from exporter.plan_checks import check_compress, check_files, check_preprocessing, check_top_level
 from exporter.plan_sets import deep_merge, parse_sets
 from exporter.plan_types import (
     CompressPlan,
@@ -187,7 +188,7 @@ def _resolve(
 ) -> Plan:
     problems: list[str] = []
     overrides = parse_sets(sets, problems)
-    tables = _select_targets(tables, only)
+    tables = dict(default_source(_select_targets(tables, only)))
     name = check_top_level(tables, overrides, TOP_LEVEL, default_name, problems)
     origins: dict[str, str] = {}
     globals_: dict[str, Any] = {}

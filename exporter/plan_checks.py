@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import closest
-from exporter.plan_types import CompressPlan, DistilStep, LowRankStep, MergePlan, ModelPlan
+from exporter.plan_types import CompressPlan, DistilStep, LowRankStep, ModelPlan
 
 Tables = dict[str, Any]
 
-NEEDS_BASE = ("task-arithmetic", "ties", "dare")
-UNWEIGHTED = ("slerp", "greedy-soup")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -70,7 +68,9 @@ def check_files(sections: Mapping[str, Any], problems: list[str]) -> None:
             found.append((f"{section}.data", file_part(data.data)))
     if merge := sections.get("merge"):
         found += [("merge.base", merge.base)]
-        found += [(f"merge.models[{index}].weights", model.weights) for index, model in enumerate(merge.models)]
+        for index, model in enumerate(merge.models):
+            found += [(f"merge.models[{index}].weights", model.weights)]
+            found += [(f"merge.models[{index}].source", file_part(model.source) if model.source else None)]
     evaluation = sections.get("evaluation")
     if evaluation is not None and evaluation.metric != "accuracy":
         if ":" in evaluation.metric:
@@ -87,28 +87,6 @@ def _exists(path: str | Path) -> bool:
         return Path(path).exists()
     except OSError:  # A name that is too long, or a folder that may not be entered.
         return False
-
-
-def check_merge(merge: MergePlan | None, model: ModelPlan | None, problems: list[str]) -> None:
-    """Names what the method of a merge lacks, and models that tables could not tell apart."""
-    if merge is None or model is None:
-        return
-    count = len(merge.models)
-    labels = [member.label for member in merge.models]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        problems.append(f"merge.models: {', '.join(map(repr, twice))} names two of them: give each a `name`")
-    if merge.method in NEEDS_BASE and merge.base is None and model.weights is None:
-        problems.append(
-            f"merge.base is missing: '{merge.method}' adds what the models learned to the weights that they were "
-            "fine-tuned from"
-        )
-    if merge.method == "slerp" and count != 2:
-        problems.append(f"merge.models: 'slerp' goes from one model to another, so two are expected (got {count})")
-    elif merge.method not in NEEDS_BASE and count < 2:
-        problems.append(f"merge.models: '{merge.method}' needs two or more models (got {count})")
-    weighted = [member.label for member in merge.models if member.weight != 1.0]
-    if merge.method in UNWEIGHTED and weighted:
-        problems.append(f"merge.models: '{merge.method}' does not use `weight` (given for {', '.join(weighted)})")
 
 
 def check_compress(compress: CompressPlan | None, problems: list[str]) -> None:

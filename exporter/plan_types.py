@@ -88,29 +88,41 @@ class EvaluationPlan(DataPlan, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class MergeModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[[merge.models]]`: one of the models that are merged; all have the architecture of `[model] source`.
+    """`[[merge.models]]`: one of the models that are merged.
 
     Attributes:
         weights: its state dict, read as `[model] weights` is.
-        name: what tables call it; by default the file's name without its suffix.
+        name: what tables and outputs call it; by default the file's name without its suffix.
         weight: its share relative to the others'.
+        source: where it comes from, as `[model] source`; by default that. Weights are merged of one source only.
+        args: keyword arguments of its factory; by default those of [model], unless it has a source of its own.
+        inputs: its own inputs and what feeds each: an input of the merged model, or `member.output` of another
+            member (`stack`); by default all inputs of the merged model.
+        outputs: names of its outputs in order; by default its own.
+        classes: which classes its outputs stand for, where it knows a part of them (`fuse`, `transfer`).
     """
 
-    weights: Path
+    weights: Path | None = None
     name: str | None = None
     weight: Annotated[float, Meta(gt=0)] = 1.0
+    source: str | None = None
+    args: dict[str, Any] | None = None
+    inputs: dict[str, str] = {}
+    outputs: tuple[str, ...] = ()
+    classes: tuple[Annotated[int, Meta(ge=0)], ...] = ()
 
     @property
     def label(self) -> str:
         """What tables call it."""
-        return self.name or self.weights.stem
+        file = str(self.weights or (self.source or "").rpartition(".py:")[0] or self.source or "model")
+        return self.name or Path(file).stem
 
 
 class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[merge]`: several models of one architecture into one, weight by weight.
+    """`[merge]`: several models into one; see docs/merge.md for what each method does and which keys it reads.
 
     Attributes:
-        method: how; see docs/merge.md.
+        method: how.
         models: what is merged.
         base: state dict that all were fine-tuned from; by default `[model] weights`.
         scale: factor of the task vectors (`task-arithmetic`, `ties`, `dare`).
@@ -118,12 +130,17 @@ class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         drop: share of each task vector's values that `dare` drops.
         position: how far `slerp` goes from the first model to the second.
         seed: of the values that `dare` drops.
+        by: how `fuse` makes one output of several.
+        expose: outputs that a `stack` gives although another member takes them, as `member.output`.
+        labels: array of the calibration data that holds labels; `by = "learned"` learns from them.
         norms: re-estimate the statistics of batch norms on the calibration inputs.
+        order: `merge-first` compresses the merged model; `compress-first` does the steps of [compress] on each model
+            and merges what comes out.
         accept: `better` fails when the merged model is worse than the best of the models and the base; `worse`
             only reports it.
     """
 
-    method: Literal["average", "slerp", "task-arithmetic", "ties", "dare", "greedy-soup"] = "average"
+    method: Literal["average", "slerp", "task-arithmetic", "ties", "dare", "greedy-soup", "stack", "fuse"] = "average"
     models: Annotated[tuple[MergeModelPlan, ...], Meta(min_length=1)]
     base: Path | None = None
     scale: Annotated[float, Meta(gt=0)] = 0.5
@@ -131,7 +148,11 @@ class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drop: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     position: Share = 0.5
     seed: Annotated[int, Meta(ge=0)] = 0
+    by: Literal["mean", "probabilities", "vote", "max", "learned"] = "mean"
+    expose: tuple[str, ...] = ()
+    labels: str | None = None
     norms: bool = True
+    order: Literal["merge-first", "compress-first"] = "merge-first"
     accept: Literal["better", "worse"] = "better"
 
 

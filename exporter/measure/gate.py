@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -16,8 +16,15 @@ ROUNDING = 1e-9
 """A loss of exactly the limit is allowed; dividing two floats must not turn it into a failure."""
 
 
-def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
-    """Judges a fidelity; without labels only divergence rules can act, and the result says so."""
+def apply_gate(fidelity: Fidelity, gate: GatePlan, unjudged: Collection[str] = ()) -> Fidelity:
+    """Judges a fidelity; without labels only divergence rules can act, and the result says so.
+
+    Args:
+        fidelity: as measured.
+        gate: what the plan asks for.
+        unjudged: outputs of which the metric tells nothing, such as the other heads of a stack: they keep the default
+            SQNR at least, where no rule of the plan holds them.
+    """
     rules: list[str] = []
     failures: list[str] = []
     if fidelity.metric is not None:
@@ -37,8 +44,12 @@ def apply_gate(fidelity: Fidelity, gate: GatePlan) -> Fidelity:
                 "finite; the ranges seen in calibration may not cover the model's activations"
             )
     _top1_rule(fidelity.outputs, gate, rules, failures)
+    by_default = msgspec.structs.replace(gate, min_sqnr_db=DEFAULT_SQNR_DB)
+    if fidelity.metric is not None and gate.min_sqnr_db is None and gate.min_cosine is None:
+        for output in fidelity.outputs:
+            if output.output in unjudged and output.floating:
+                _divergence_rules(output, by_default, rules, failures)
     if not rules:
-        by_default = msgspec.structs.replace(gate, min_sqnr_db=DEFAULT_SQNR_DB)
         for output in fidelity.outputs:
             if output.floating:
                 _divergence_rules(output, by_default, rules, failures)

@@ -1,7 +1,7 @@
-"""Several trained models of one architecture into one.
+"""Several trained models into one: their weights, their graphs, or their outputs.
 
-Functions take state dicts (in memory, or .safetensors files that stay on disk) and return new ones; nothing that is
-given is changed. Importing this room does not import torch.
+Weights are state dicts (in memory, or .safetensors files that stay on disk); nothing that is given is changed.
+Importing this room does not import torch.
 """
 
 from __future__ import annotations
@@ -10,22 +10,43 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exporter.merge.composite import Composite, Part
+    from exporter.merge.fusing import Fusion, fuse, learn_weights
     from exporter.merge.merging import Recipe, greedy_soup, merge_states
+    from exporter.merge.onnx_stack import OnnxPart, stack_onnx
     from exporter.merge.states import LoadedState, State, check_alike, distances, open_states, strangers
 
 __all__ = [
+    "Composite",
+    "Fusion",
     "LoadedState",
+    "OnnxPart",
+    "Part",
     "Recipe",
     "State",
     "check_alike",
     "distances",
+    "fuse",
     "greedy_soup",
+    "learn_weights",
     "merge_states",
     "open_states",
+    "stack_onnx",
     "strangers",
 ]
 
-_LATE = {"Recipe": "merging", "greedy_soup": "merging", "merge_states": "merging"}
+_LATE = {
+    "Composite": "composite",
+    "Fusion": "fusing",
+    "OnnxPart": "onnx_stack",
+    "Part": "composite",
+    "Recipe": "merging",
+    "fuse": "fusing",
+    "greedy_soup": "merging",
+    "learn_weights": "fusing",
+    "merge_states": "merging",
+    "stack_onnx": "onnx_stack",
+}
 
 
 def __getattr__(name: str) -> object:

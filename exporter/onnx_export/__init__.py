@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from exporter.onnx_export.export import export_onnx
     from exporter.onnx_export.modules import module_paths
     from exporter.onnx_export.normalise import normalise_onnx
-    from exporter.onnx_export.prepare import FlatModule, Prepared, prepare_module, tensors_of
+    from exporter.onnx_export.prepare import FlatModule, Prepared, flatten, prepare_module, tensors_of
     from exporter.onnx_export.program import save_program
     from exporter.onnx_export.reference import check_eval, mismatch_hint, torch_session
     from exporter.onnx_export.session import onnx_session
+    from exporter.onnx_export.share import share_onnx
 
 __all__ = [
     "FlatModule",
@@ -27,6 +28,7 @@ __all__ = [
     "compare_with_torch",
     "export_onnx",
     "export_opset",
+    "flatten",
     "mismatch_hint",
     "module_paths",
     "normalise_onnx",
@@ -34,6 +36,7 @@ __all__ = [
     "opset_for_runtime",
     "prepare_module",
     "save_program",
+    "share_onnx",
     "tensors_of",
     "torch_session",
 ]
@@ -44,12 +47,14 @@ _LATE = {
     "check_eval": "reference",
     "compare_with_torch": "compare",
     "export_onnx": "export",
+    "flatten": "prepare",
     "mismatch_hint": "reference",
     "module_paths": "modules",
     "normalise_onnx": "normalise",
     "onnx_session": "session",
     "prepare_module": "prepare",
     "save_program": "program",
+    "share_onnx": "share",
     "tensors_of": "prepare",
     "torch_session": "reference",
 }

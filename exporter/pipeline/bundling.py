@@ -32,6 +32,7 @@ from exporter.pipeline.converted import check_variants
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.job import PROGRAM, Job
+from exporter.pipeline.judging import unjudged
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import NOT_INSTALLED, versions
 from exporter.plan import TargetPlan
@@ -92,7 +93,9 @@ class Bundling:
                 (
                     variant,
                     apply_gate(
-                        evaluate(job, self.target, folder, variant, signature, need.form, reference), plan.gate
+                        evaluate(job, self.target, folder, variant, signature, need.form, reference),
+                        plan.gate,
+                        unjudged(job.plan, [spec.name for spec in signature.outputs]),
                     ),
                 )
                 for variant in variants
@@ -211,7 +214,8 @@ class Bundling:
         last = next(iter(self.job.rework(inputs, checked, data).history[::-1]), None)
         if last is None or last.role != "step" or last.fidelity is None:
             return
-        failures = apply_gate(last.fidelity, self.plan.gate).gate.failures
+        others = unjudged(self.job.plan, [output.output for output in last.fidelity.outputs])
+        failures = apply_gate(last.fidelity, self.plan.gate, others).gate.failures
         if failures:
             shown = [
                 "the compressed model does not meet the accuracy gate; nothing is exported",

@@ -91,7 +91,11 @@ class Compressing:
         total = step.epochs if isinstance(step, DistilStep) else None
         stored = self.models.steps.stored("compress", 1, parts, build, label=label, total=total)
         after = TorchModel(
-            plan=_plan_after(step, model), kind=model.kind, content=stored.content, folder=stored.folder
+            plan=_plan_after(step, model),
+            kind=model.kind,
+            content=stored.content,
+            folder=stored.folder,
+            composition=None if isinstance(step, DistilStep) and step.student is not None else model.composition,
         )
         return after, load_json(stored.folder / "notes.json", tuple[str, ...])
 

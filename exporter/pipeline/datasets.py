@@ -38,9 +38,11 @@ class DataSets:
             name: spec.preprocess for name, spec in plan.model.inputs.items() if spec.preprocess
         }
         self.sections: dict[Role, DataPlan] = {}
+        self.learned: str | None = None
         if plan.calibration is not None:
             # Calibration data often carry labels too, under the same name: they are no input.
-            ignored = (self.labels,) if self.labels else ()
+            self.learned = plan.merge.labels if plan.merge else None
+            ignored = tuple(name for name in dict.fromkeys((self.labels, self.learned)) if name)
             self.sections["calibration"] = msgspec.structs.replace(
                 plan.calibration, ignore=(*plan.calibration.ignore, *ignored)
             )
@@ -90,6 +92,35 @@ class DataSets:
             labels=self._labels(role),
             class_names=self.class_names,
         )
+
+    def learning(self, inputs: tuple[TensorSpec, ...]) -> CalibrationSet:
+        """The calibration data with their labels, for a merge that learns from them.
+
+        Raises:
+            DataError: the plan names no calibration data, or they hold no such array.
+        """
+        section = self.sections.get("calibration")
+        if section is None:
+            raise DataError(
+                "a merge that learns needs labelled calibration data",
+                where="[calibration]",
+                hint='add `[calibration] data = "file.npz"` with an array of labels',
+            )
+        ignore = tuple(name for name in section.ignore if name != self.learned)
+        opened = data_room.open_set(
+            msgspec.structs.replace(section, ignore=ignore),
+            inputs=inputs,
+            preprocessing=self.preprocessing,
+            labels=self.learned,
+            class_names=self.class_names,
+        )
+        if problems := opened.static_problems():
+            raise DataError(
+                f"the merge learns from labels, and {problems[0].text}",
+                where=section.data,
+                hint="`[merge] labels` names an array of the calibration data",
+            )
+        return opened
 
     def judged_batches(self, inputs: tuple[TensorSpec, ...]) -> Iterator[Arrays]:
         """The batches that fidelity is measured on, always in the same order and sizes."""

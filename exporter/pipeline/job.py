@@ -10,9 +10,10 @@ import msgspec
 
 from exporter import data as data_room
 from exporter import sources
-from exporter.artifacts import Coverage, Lint, QuantScheme, TensorSpec, canonical
+from exporter.artifacts import Coverage, Lint, QuantScheme, TensorSpec, canonical, file_digest
 from exporter.errors import DataError, InputError
 from exporter.events import Note
+from exporter.pipeline.composing import merged_source
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.inputs import model_inputs
 from exporter.pipeline.linting import lints_for
@@ -27,9 +28,11 @@ from exporter.pipeline.results import (
     load_json,
 )
 from exporter.pipeline.reworking import Rework, Reworked
+from exporter.pipeline.stacking import check_stacked, stacked_file
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
-from exporter.plan_types import DataPlan, ExportPlan
+from exporter.plan_types import DataPlan, ExportPlan, ModelPlan
+from exporter.sources import is_factory
 from exporter.store import Stored
 from exporter.target_api import Int8File, Need, SchemeNeed
 
@@ -56,7 +59,7 @@ class Job:
         self.plan = plan
         self.steps = steps
         with steps.guarded("read the model and its data"):
-            self.source = sources.identify(plan.model)
+            self.source = merged_source(plan)
             self.data = DataSets(plan)
         self._rework = Rework(plan, self.source, self.data, steps)
         for note in self.notes:
@@ -67,11 +70,16 @@ class Job:
         """What a reader of the bundle should know about the model."""
         if self.source.kind == "factory" and self.plan.model.weights is None and self.plan.merge is None:
             return ("no weights were given: the model is as its factory makes it",)
-        return ()
+        bare = [
+            member.label
+            for member in (self.plan.merge.models if self.plan.merge else ())
+            if member.weights is None and is_factory(member.source or self.plan.model.source)
+        ]
+        return (f"no weights were given for {', '.join(bare)}: as the factory makes it",) if bare else ()
 
     def inputs(self, export: ExportPlan) -> Inputs:
         """Names, types and shapes of the model's inputs."""
-        return model_inputs(self.plan.model, self.source, self.data, export, self.steps)
+        return model_inputs(self._read(), self.source, self.data, export, self.steps)
 
     def check_data(self, inputs: Inputs) -> tuple[DataChecked, Path]:
         """Checks calibration and evaluation data against the inputs, and takes real inputs for later steps."""
@@ -106,7 +114,7 @@ class Job:
     ) -> FloatModel:
         """The float ONNX file: exported from torch and compared with it, or the user's own, checked."""
         if self.source.kind == "onnx":
-            return self._adopt(export, need)
+            return self._told(self._adopt(export, need, data / "example.npz"))
         opset = self._opset(export, need)
         parts = {
             "source": self.rework(inputs, checked, data).final.content,
@@ -123,7 +131,14 @@ class Job:
             self._export(folder, inputs, data / "example.npz", opset, need.ir_version, export.tolerance)
 
         stored = self.steps.stored("export", 1, parts, build, label="export to ONNX")
-        return _float_model(stored)
+        return self._told(_float_model(stored))
+
+    def _told(self, model: FloatModel) -> FloatModel:
+        """Says what sharing brought."""
+        if (shared := model.exported.shared) is not None and shared[0] != shared[1]:
+            text = f"sub-graphs that members share are computed once: {shared[0]} nodes became {shared[1]}"
+            self.steps.emit(Note(text=text))
+        return model
 
     def reference(self, inputs: Inputs, float_model: FloatModel) -> Reference:
         """Outputs of the trained model on the evaluation data; of the given file itself when that is an .onnx."""
@@ -305,6 +320,7 @@ class Job:
             compare_with_torch,
             export_onnx,
             mismatch_hint,
+            share_onnx,
             torch_session,
         )
         from exporter.pipeline.arrays import group_names, read_groups
@@ -316,11 +332,20 @@ class Job:
         signature = export_onnx(
             prepared, example=batches[0], inputs=inputs, opset=opset, ir_version=ir_version, path=path
         )
+        shared = share_onnx(path) if self._rework.done(inputs).final.composition is not None else None
         error = compare_with_torch(torch_session(prepared), path, batches, tolerance, inputs, mismatch_hint(prepared))
-        exported = Exported(signature=signature, max_relative_error=error, batches_compared=len(batches))
+        exported = Exported(
+            signature=signature, max_relative_error=error, batches_compared=len(batches), shared=shared
+        )
         (folder / "export.json").write_bytes(canonical(exported))
 
-    def _adopt(self, export: ExportPlan, need: Need) -> FloatModel:
+    def _read(self) -> ModelPlan:
+        """What the model is read from: for members that are ready .onnx files, the file that holds them all."""
+        if self.source.kind != "onnx" or self.plan.merge is None:
+            return self.plan.model
+        return stacked_file(self.plan, self.source, self.steps)
+
+    def _adopt(self, export: ExportPlan, need: Need, example: Path) -> FloatModel:
         if export.opset is not None:
             raise InputError(
                 "a ready .onnx file keeps its own opset",
@@ -328,20 +353,23 @@ class Job:
                 hint="remove `opset` from [export]",
             )
 
+        path = Path(self._read().source)
+
         def build(folder: Path) -> None:
             from exporter.onnx_export import normalise_onnx
 
-            path = Path(self.plan.model.source)
             facts = sources.inspect_onnx(path)
             sources.check_opset(facts, need.opset, need.ir_version, need.runtime)
             normalise_onnx(path, folder / "model.onnx")
-            exported = Exported(signature=facts.signature, max_relative_error=None, batches_compared=0)
+            shared = check_stacked(self.plan, path, example) if self.plan.merge is not None else None
+            exported = Exported(signature=facts.signature, max_relative_error=None, batches_compared=0, shared=shared)
             (folder / "export.json").write_bytes(canonical(exported))
 
         parts = {
             "source": self.source.digest,
             "opset": need.opset,
             "ir": need.ir_version,
+            "example": file_digest(example) if self.plan.merge is not None else None,
             "versions": versions("onnx"),
         }
         stored = self.steps.stored("adopt", 1, parts, build, label="take the ONNX file")

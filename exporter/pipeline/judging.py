@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -12,6 +12,7 @@ from exporter.errors import InputError
 from exporter.measure import compare_metric, load_metric, measure_fidelity, metric_digest
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.results import Reference
+from exporter.plan import Plan
 from exporter.plan_types import EvaluationPlan
 
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ def judged_by(evaluation: EvaluationPlan | None) -> str | None:
     if evaluation is None or evaluation.labels is None:
         return None
     return metric_digest(evaluation.metric, evaluation.output)
+
+
+def unjudged(plan: Plan, outputs: Sequence[str]) -> tuple[str, ...]:
+    """Outputs of a stack that its metric does not read: other models' answers, which the gate must hold as well.
+
+    A function of the user's own gets all outputs, and is taken to judge them all.
+    """
+    evaluation = plan.evaluation
+    if plan.merge is None or plan.merge.method != "stack" or judged_by(evaluation) is None or evaluation is None:
+        return ()
+    if evaluation.metric != "accuracy":
+        return ()
+    read = evaluation.output or outputs[0]
+    return tuple(name for name in outputs if name != read)
 
 
 def judge(

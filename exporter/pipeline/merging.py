@@ -11,23 +11,20 @@ import msgspec
 
 from exporter import sources
 from exporter.artifacts import Fidelity, HistoryEntry, canonical, file_digest
-from exporter.errors import DataError, GateError
-from exporter.events import Note
+from exporter.errors import DataError
+from exporter.merge_checks import NEEDS_BASE
+from exporter.pipeline.comparing import compare
 from exporter.pipeline.judging import judge, judged_by
 from exporter.pipeline.models import STATE, Inputs, Models, TorchModel, write_model
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import Plan
 from exporter.plan_types import MergePlan
-from exporter.tables import history_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from exporter.merge import State
-
-
-NEEDS_BASE = ("task-arithmetic", "ties", "dare")
 
 
 class Merging:
@@ -42,6 +39,9 @@ class Merging:
         self.inputs = inputs
         self.checked = checked
         self.data = data
+        self.members = {
+            member.label: self._own(member.weights) for member in plan.merge.models if member.weights is not None
+        }
         self.base = plan.merge.base or plan.model.weights
         self.scored = judged_by(plan.evaluation) is not None
         if plan.merge.method == "greedy-soup" and not self.scored:
@@ -62,12 +62,11 @@ class Merging:
         reference = self.models.outputs(merged, self.inputs)
         entries = []
         if self.base is not None:
-            entries.append(self._entry(self._own("base", self.base), "base", "base", reference))
-        for member in self.merge.models:
-            entries.append(self._entry(self._own(member.label, member.weights), member.label, "member", reference))
+            entries.append(self._entry(self._own(self.base), "base", "base", reference))
+        entries += [self._entry(model, label, "member", reference) for label, model in self.members.items()]
         result = self._entry(merged, f"merged ({self.merge.method})", "merged", reference, notes)
         entries.append(msgspec.structs.replace(result, fidelity=None))
-        self._compare(entries)
+        compare(entries, self.merge.accept, self.models.steps.emit)
         return merged, tuple(entries)
 
     def _merged(self) -> tuple[TorchModel, tuple[str, ...]]:
@@ -75,7 +74,7 @@ class Merging:
         norms = self.merge.norms and "calibration" in self.models.data.sections
         parts = {
             "architecture": sources.identify(bare).digest,
-            "members": [[file_digest(member.weights), member.weight] for member in self.merge.models],
+            "members": [[self.members[member.label].content, member.weight] for member in self.merge.models],
             "base": file_digest(self.base) if self.base and self.merge.method in NEEDS_BASE else None,
             "method": self.merge.method,
             "numbers": [getattr(self.merge, key) for key in ("scale", "density", "drop", "position", "seed")],
@@ -120,7 +119,7 @@ class Merging:
                 )
         write_model(folder, state, ())
         if norms:
-            model = self._own("merged", folder / STATE)
+            model = self._own(folder / STATE)
             module = self.models.prepared(model, self.inputs).flat.inner
             if count := len(batch_norms(module)):
                 call = self.models.call(model, self.inputs)
@@ -131,7 +130,7 @@ class Merging:
             notes.append("batch norms keep merged statistics: there are no calibration inputs to estimate them on")
         (folder / "notes.json").write_bytes(canonical(notes))
 
-    def _own(self, label: str, weights: Path) -> TorchModel:
+    def _own(self, weights: Path) -> TorchModel:
         plan = msgspec.structs.replace(self.plan.model, weights=weights)
         return TorchModel(plan=plan, kind="factory", content=sources.identify(plan).digest)
 
@@ -140,7 +139,7 @@ class Merging:
         """Members by name, and `base` where the method needs one; .safetensors files stay on disk."""
         from exporter.merge import LoadedState, open_states
 
-        files = {member.label: member.weights for member in self.merge.models}
+        files = {member.label: member.weights for member in self.merge.models if member.weights is not None}
         if self.base is not None and self.merge.method in NEEDS_BASE:
             files["base"] = self.base
         lazy = [label for label, path in files.items() if path.suffix.lower() == ".safetensors"]
@@ -157,7 +156,7 @@ class Merging:
         from exporter.compress import reestimate_norms
         from exporter.onnx_export import prepare_module, torch_session
 
-        first = self._own("first", self.merge.models[0].weights)
+        first = next(iter(self.members.values()))
         module = sources.load_factory(msgspec.structs.replace(self.plan.model, weights=None))
         module.load_state_dict(dict(state))
         if self.merge.norms and "calibration" in self.models.data.sections:
@@ -188,25 +187,4 @@ class Merging:
             fidelity=fidelity,
             metric=fidelity.metric.value if fidelity.metric else None,
             notes=notes,
-        )
-
-    def _compare(self, entries: list[HistoryEntry]) -> None:
-        *others, merged = entries
-        if merged.metric is None:
-            self.models.steps.emit(
-                Note(text="the merged model is not compared with its members: there are no labels to judge them by")
-            )
-            return
-        best = max(others, key=lambda entry: entry.metric or 0.0)
-        if best.metric is None or merged.metric >= best.metric:
-            return
-        text = f"the merged model ({merged.metric:.4f}) is worse than '{best.name}' alone ({best.metric:.4f})"
-        if self.merge.accept == "worse":
-            self.models.steps.emit(Note(text=text))
-            return
-        notes = [f"  note: {note}" for note in merged.notes]
-        raise GateError(
-            "\n".join([text, *history_lines(entries), *notes]),
-            where="[merge]",
-            hint='try another method or `scale`, use the better model alone, or set `accept = "worse"` in [merge]',
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from exporter.compress import Call, Structure
     from exporter.onnx_export import Prepared
+    from exporter.pipeline.composition import Composition
     from exporter.target_api import Session
 
 Inputs = tuple[TensorSpec, ...]
@@ -39,23 +40,26 @@ class TorchModel(msgspec.Struct, frozen=True, kw_only=True):
         kind: of the source.
         content: digest of everything that decides what it computes.
         folder: where a step left its state dict and its changes of architecture; None for the user's own.
+        composition: the models that it consists of; then the plan's source is not what it is made from.
     """
 
     plan: ModelPlan
     kind: SourceKind
     content: str
     folder: Path | None = None
+    composition: Composition | None = None
 
     def load(self) -> nn.Module | ExportedProgram:
         """The model, in eval mode."""
-        if self.kind == "torch-export":
+        if self.composition is None and self.kind == "torch-export":
             return sources.load_program(Path(self.plan.source), self.plan.allow_pickle)
         if self.folder is None:
-            return sources.load_factory(self.plan)
+            return self.composition.module() if self.composition else sources.load_factory(self.plan)
         from exporter.compress import apply_structure
 
+        bare = msgspec.structs.replace(self.plan, weights=None)
         module = apply_structure(
-            sources.load_factory(msgspec.structs.replace(self.plan, weights=None)), self.structure
+            self.composition.module() if self.composition else sources.load_factory(bare), self.structure
         )
         sources.load_weights(module, self.folder / STATE, allow_pickle=False)
         return module.eval().requires_grad_(False)
@@ -76,6 +80,10 @@ class Models:
         self.data = data
         self.steps = steps
         self._last: tuple[str, Inputs, Prepared] | None = None
+
+    def without_metric(self) -> Models:
+        """The same for models that the plan's metric does not judge."""
+        return Models(msgspec.structs.replace(self.plan, evaluation=None), self.data, self.steps)
 
     def prepared(self, model: TorchModel, inputs: Inputs) -> Prepared:
         """A model ready to run; the last one is kept."""

@@ -38,11 +38,15 @@ class Inspected(Value, frozen=True, kw_only=True):
 
 
 class Exported(Value, frozen=True, kw_only=True):
-    """export.json: the signature with the user's names, and how far ONNX is from torch (None for a ready file)."""
+    """export.json: the signature with the user's names, and how far ONNX is from torch (None for a ready file).
+
+    `shared` are nodes before and after sub-graphs that occurred several times were made one.
+    """
 
     signature: Signature
     max_relative_error: float | None
     batches_compared: int
+    shared: tuple[int, int] | None = None
 
 
 class FloatModel(msgspec.Struct, frozen=True, kw_only=True):

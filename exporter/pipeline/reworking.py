@@ -8,6 +8,8 @@ import msgspec
 
 from exporter.artifacts import HistoryEntry
 from exporter.errors import InputError
+from exporter.merge_checks import COMPOSED
+from exporter.pipeline.composing import Composing
 from exporter.pipeline.compressing import Compressing
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.merging import Merging
@@ -39,7 +41,8 @@ class Rework:
         self.models = Models(plan, data, steps)
         self._done: dict[Inputs, Reworked] = {}
         for section in ("merge", "compress"):
-            if getattr(plan, section) is not None and source.kind != "factory":
+            stays = section == "merge" and plan.merge is not None and plan.merge.method in COMPOSED
+            if getattr(plan, section) is not None and source.kind != "factory" and not stays:
                 raise InputError(
                     f"[{section}] needs a torch module, and the source is a model file",
                     where="model.source",
@@ -70,7 +73,12 @@ class Rework:
             return self.done(inputs)
         history: tuple[HistoryEntry, ...] = ()
         trained = TorchModel(plan=self.plan.model, kind=self.source.kind, content=self.source.digest)
-        if self.plan.merge is not None:
+        if self.source.kind == "onnx":  # Its members were put together before, as files.
+            return Reworked(trained=trained, final=trained, history=())
+        if self.plan.merge is not None and self.plan.merge.method in COMPOSED:
+            composing = Composing(self.models, self.plan, inputs, checked, data)
+            trained, history = composing.run(composing.members())
+        elif self.plan.merge is not None:
             trained, history = Merging(self.models, self.plan, inputs, checked, data).run()
         reference = self.models.outputs(trained, inputs)
         if not history:

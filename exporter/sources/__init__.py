@@ -8,6 +8,7 @@ from exporter.sources.identify import Source, SourceKind, identify
 from exporter.sources.onnx_file import OnnxFacts, check_opset, inspect_onnx
 from exporter.sources.program import load_program
 from exporter.sources.program_inputs import program_inputs
+from exporter.sources.reference import is_factory
 from exporter.sources.weights import load_weights, read_state
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "check_opset",
     "identify",
     "inspect_onnx",
+    "is_factory",
     "load_factory",
     "load_program",
     "load_weights",

@@ -1,0 +1,136 @@
+"""What [merge] must keep beyond its types: a method has what it needs, and no key is given that it does not read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from exporter.plan_types import MergeModelPlan, MergePlan, ModelPlan
+
+COMPOSED = ("stack", "fuse")
+"""Methods that keep every member in the graph, so that members may have different architectures."""
+NEEDS_BASE = ("task-arithmetic", "ties", "dare")
+COMMON = ("method", "models", "base", "norms", "order", "accept")
+"""Keys that every method that merges weights reads; those of composed ones are listed in full."""
+READS: Mapping[str, tuple[str, ...]] = {
+    "average": COMMON,
+    "slerp": (*COMMON, "position"),
+    "greedy-soup": COMMON,
+    "task-arithmetic": (*COMMON, "scale"),
+    "ties": (*COMMON, "scale", "density"),
+    "dare": (*COMMON, "scale", "drop", "seed"),
+    "stack": ("method", "models", "order", "expose"),
+    "fuse": ("method", "models", "order", "accept", "by", "labels"),
+}
+MEMBER_READS: Mapping[str, tuple[str, ...]] = {
+    "stack": ("weights", "name", "source", "args", "inputs", "outputs"),
+    "fuse": ("weights", "name", "source", "args", "inputs", "outputs", "weight", "classes"),
+}
+WEIGHED = ("weights", "name", "weight")
+UNWEIGHTED = ("slerp", "greedy-soup")
+UNWEIGHTED_FUSIONS = ("max", "learned")
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+def default_source(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tables whose [model] takes its source from the first member, where each member brings its own."""
+    model, merge = tables.get("model", {}), tables.get("merge")
+    members = merge.get("models") if isinstance(merge, Mapping) else None
+    if not isinstance(model, Mapping) or "source" in model or not isinstance(members, list) or not members:
+        return tables
+    sources = [member.get("source") if isinstance(member, Mapping) else None for member in members]
+    return tables if None in sources else {**tables, "model": {**model, "source": sources[0]}}
+
+
+def check_merge(merge: MergePlan | None, model: ModelPlan | None, problems: list[str]) -> None:
+    """Names what the method of a merge lacks or does not read, and models that tables could not tell apart."""
+    if merge is None or model is None:
+        return
+    labels = [member.label for member in merge.models]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        problems.append(f"merge.models: {', '.join(map(repr, twice))} names two of them: give each a `name`")
+    _check_read(merge, problems)
+    if merge.method in COMPOSED:
+        _check_composed(merge, model, problems)
+    else:
+        _check_weights(merge, model, problems)
+
+
+def _check_read(merge: MergePlan, problems: list[str]) -> None:
+    """Names keys that are set and would not act."""
+    for key in _changed(merge):
+        if key not in READS[merge.method]:
+            problems.append(f"merge.{key}: '{merge.method}' does not use it")
+    allowed = MEMBER_READS.get(merge.method, WEIGHED)
+    for index, member in enumerate(merge.models):
+        problems.extend(
+            f"merge.models[{index}].{key}: '{merge.method}' does not use it"
+            for key in _changed(member)
+            if key not in allowed
+        )
+
+
+def _changed(table: MergePlan | MergeModelPlan) -> list[str]:
+    fields = msgspec.structs.fields(table)
+    defaults = {
+        field.name: field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        for field in fields
+        if not field.required
+    }
+    return [name for name, default in defaults.items() if getattr(table, name) != default]
+
+
+def _check_weights(merge: MergePlan, model: ModelPlan, problems: list[str]) -> None:
+    count = len(merge.models)
+    for index, member in enumerate(merge.models):
+        if member.weights is None:
+            problems.append(f"merge.models[{index}].weights is missing")
+    if merge.method in NEEDS_BASE and merge.base is None and model.weights is None:
+        problems.append(
+            f"merge.base is missing: '{merge.method}' adds what the models learned to the weights that they were "
+            "fine-tuned from"
+        )
+    if merge.method == "slerp" and count != 2:
+        problems.append(f"merge.models: 'slerp' goes from one model to another, so two are expected (got {count})")
+    elif merge.method not in NEEDS_BASE and count < 2:
+        problems.append(f"merge.models: '{merge.method}' needs two or more models (got {count})")
+    weighted = [member.label for member in merge.models if member.weight != 1.0]
+    if merge.method in UNWEIGHTED and weighted:
+        problems.append(f"merge.models: '{merge.method}' does not use `weight` (given for {', '.join(weighted)})")
+
+
+def _check_composed(merge: MergePlan, model: ModelPlan, problems: list[str]) -> None:
+    if len(merge.models) < 2:
+        problems.append(f"merge.models: '{merge.method}' needs two or more models (got {len(merge.models)})")
+    if model.weights is not None:
+        problems.append(f"model.weights: '{merge.method}' takes each model's own: give them in [[merge.models]]")
+    for index, member in enumerate(merge.models):
+        if not LABEL.fullmatch(member.label):
+            problems.append(
+                f"merge.models[{index}].name: {member.label!r} cannot start the name of an output (letters, digits, "
+                "'_' and '-'): give the model a `name`"
+            )
+    if merge.method == "fuse":
+        _check_fusion(merge, problems)
+
+
+def _check_fusion(merge: MergePlan, problems: list[str]) -> None:
+    if merge.by == "learned" and merge.labels is None:
+        problems.append(
+            'merge.labels is missing: `by = "learned"` learns from labelled calibration data; name the array'
+        )
+    if merge.by != "learned" and merge.labels is not None:
+        problems.append(f'merge.labels: `by = "{merge.by}"` learns nothing from labels')
+    if merge.by in UNWEIGHTED_FUSIONS and any(member.weight != 1.0 for member in merge.models):
+        problems.append(f'merge.models: `by = "{merge.by}"` does not use `weight`')
+    some = [member.label for member in merge.models if member.classes]
+    if some and merge.by == "mean":
+        problems.append("merge.by: models that know different classes are fused by `probabilities`, `max` or `vote`")
+    if some and len(some) < len(merge.models):
+        rest = [member.label for member in merge.models if not member.classes]
+        problems.append(f"merge.models: {', '.join(rest)} lacks `classes`, which the others have")
+    if any(len(set(member.classes)) < len(member.classes) for member in merge.models):
+        problems.append("merge.models: `classes` names a class twice")

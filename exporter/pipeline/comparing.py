@@ -1,0 +1,41 @@
+"""A merged model against those that went into it: it is refused when it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from exporter.artifacts import HistoryEntry
+from exporter.errors import GateError
+from exporter.events import Emit, Note
+from exporter.tables import history_lines
+
+
+def compare(entries: Sequence[HistoryEntry], accept: Literal["better", "worse"], emit: Emit) -> None:
+    """Compares the last entry with all before it.
+
+    Args:
+        entries: the base and the members, then what was made of them.
+        accept: whether a worse result is refused or only reported.
+        emit: is told what was found.
+
+    Raises:
+        GateError: with the table, when the result is worse than the best of the others.
+    """
+    *others, merged = entries
+    if merged.metric is None:
+        emit(Note(text="the merged model is not compared with its members: there are no labels to judge them by"))
+        return
+    best = max(others, key=lambda entry: entry.metric or 0.0)
+    if best.metric is None or merged.metric >= best.metric:
+        return
+    text = f"the merged model ({merged.metric:.4f}) is worse than '{best.name}' alone ({best.metric:.4f})"
+    if accept == "worse":
+        emit(Note(text=text))
+        return
+    notes = [f"  note: {note}" for note in merged.notes]
+    raise GateError(
+        "\n".join([text, *history_lines(entries), *notes]),
+        where="[merge]",
+        hint='try another method or `scale`, use the better model alone, or set `accept = "worse"` in [merge]',
+    )

@@ -1,0 +1,116 @@
+"""Members that are ready .onnx files: put together as a file, and held against each of them run alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exporter.errors import InputError, StageError
+from exporter.merge.wiring import output_name, running_order
+from exporter.pipeline.composing import member_plan
+from exporter.pipeline.steps import Steps, versions
+from exporter.plan import Plan
+from exporter.plan_types import ModelPlan
+from exporter.sources import Source
+
+if TYPE_CHECKING:
+    from exporter.merge import OnnxPart
+
+FILE = "model.onnx"
+TOLERANCE = 1e-4
+"""Largest difference between the stack and a member alone, relative to the member's largest value."""
+
+
+def stacked_file(plan: Plan, source: Source, steps: Steps) -> ModelPlan:
+    """A plan's model with the file that holds all members as its source."""
+    merge = plan.merge
+    if merge is None:
+        return plan.model
+    if merge.by == "learned":
+        raise InputError(
+            "weights of outputs are learned from torch models, and the members are ready .onnx files",
+            where='[merge] by = "learned"',
+            hint="give each model a `weight`, or give the factories that make the models",
+        )
+
+    def build(folder: Path) -> None:
+        from exporter.merge import Fusion, stack_onnx
+        from exporter.onnx_export import share_onnx
+
+        fusion = None
+        if merge.method == "fuse":
+            known = [one for member in merge.models for one in member.classes]
+            total = (len(plan.model.labels) or max(known) + 1) if known else 0
+            fusion = Fusion(
+                by=merge.by,
+                weights=tuple(member.weight for member in merge.models),
+                classes=tuple(member.classes for member in merge.models) if total else (),
+                total=total,
+            )
+        stack_onnx(_parts(plan), folder / FILE, expose=merge.expose, fusion=fusion)
+        share_onnx(folder / FILE)
+
+    parts = {"source": source.digest, "labels": len(plan.model.labels), "versions": versions("onnx", "onnx-ir")}
+    stored = steps.stored("stack", 1, parts, build, label=f"{merge.method} the ONNX files")
+    return msgspec.structs.replace(plan.model, source=str(stored.folder / FILE))
+
+
+def check_stacked(plan: Plan, path: Path, example: Path) -> tuple[int, int]:
+    """Holds a stack of .onnx files against its members, each run alone on real inputs.
+
+    Returns:
+        Nodes of all members together, and of the stack.
+
+    Raises:
+        StageError: an output differs.
+    """
+    import numpy as np
+    import onnx
+
+    from exporter.onnx_export import onnx_session
+    from exporter.pipeline.arrays import group_names, read_groups
+
+    parts = {part.label: part for part in _parts(plan)}
+    graphs = [onnx.load(str(part.path), load_external_data=False).graph for part in parts.values()]
+    nodes = sum(len(graph.node) for graph in graphs), len(onnx.load(str(path), load_external_data=False).graph.node)
+    if plan.merge is None or plan.merge.method != "stack":
+        return nodes  # What is fused is held against the same arithmetic in torch by the tests, not here.
+    sessions = {label: onnx_session(part.path) for label, part in parts.items()}
+    stack = onnx_session(path)
+    own = {
+        label: [value.name for value in graph.input if value.name not in {one.name for one in graph.initializer}]
+        for label, graph in zip(parts, graphs, strict=True)
+    }
+    for batch in read_groups(example, group_names(example)):
+        takes = {label: {name: part.takes.get(name, name) for name in own[label]} for label, part in parts.items()}
+        values = dict(batch)
+        for label in running_order(takes, list(batch)):
+            answers = sessions[label]({name: values[source] for name, source in takes[label].items()})
+            names = parts[label].outputs or tuple(answers)
+            values |= {output_name(label, name): value for name, value in zip(names, answers.values(), strict=True)}
+        for name, got in stack(batch).items():
+            wanted = values[name].astype(np.float64)
+            error = float(np.abs(wanted - got.astype(np.float64)).max(initial=0.0))
+            if error > TOLERANCE * max(float(np.abs(wanted).max(initial=0.0)), 1e-12):
+                raise StageError(
+                    f"the stack differs from its member by {error:.3g}",
+                    where=f"output '{name}'",
+                    hint="export the members with one opset",
+                )
+    return nodes
+
+
+def _parts(plan: Plan) -> list[OnnxPart]:
+    from exporter.merge import OnnxPart
+
+    return [
+        OnnxPart(
+            label=member.label,
+            path=Path(member_plan(plan, member).source),
+            takes=member.inputs,
+            outputs=member.outputs,
+        )
+        for member in (plan.merge.models if plan.merge else ())
+    ]
