@@ -245,6 +245,18 @@ def verify(**options: Any) -> None:
     commands.verify(**options)
 
 
+@_command(
+    "edge-exporter show bundles/mnist-cpu-0123456789ab", "edge-exporter show bundles/mnist-cpu-0123456789ab --json"
+)
+@click.argument("bundle", type=PATH)
+@_common
+def show(**options: Any) -> None:
+    """Show one bundle: variants, accuracy, latency, the default and why."""
+    from exporter import report_commands
+
+    report_commands.show(**options)
+
+
 @_command("edge-exporter targets", "edge-exporter targets --json")
 @_common
 def targets(**options: Any) -> None:

@@ -82,8 +82,17 @@ class Console:
             self.out.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
             self.out.flush()
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-        """Prints a result table on stdout: aligned plain text, numbers to the right, at most one line a row."""
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", width: int | None = None
+    ) -> None:
+        """Prints a result table on stdout: aligned plain text, numbers to the right.
+
+        Args:
+            columns: headings.
+            rows: cells.
+            title: a line above it.
+            width: columns that it must fit in; what is no number is folded where it does not.
+        """
         if not self.json:
             from rich.table import Table
             from rich.text import Text
@@ -99,17 +108,17 @@ class Console:
                 table.add_row(*(Text(cell) for cell in row))
             if title:  # A line of its own: rich would fold it to the table's width.
                 self.out.write(title + "\n")
-            console = self._rich(self.out)
+            console = self._rich(self.out, width)
             with console.capture() as captured:
                 console.print(table)
             self.out.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
             self.out.flush()
 
-    def _rich(self, stream: IO[str]) -> RichConsole:
+    def _rich(self, stream: IO[str], width: int | None = None) -> RichConsole:
         from rich.console import Console as RichConsole
 
         # Piped output has no width of its own: wide enough that rows never wrap, narrow enough to read.
-        width = None if stream.isatty() else 120
+        width = width or (None if stream.isatty() else 120)
         return RichConsole(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
     def _emit_live(self, event: Event) -> None:

@@ -15,6 +15,7 @@ from exporter.bundle.manifest import (
     write_atomically,
 )
 from exporter.bundle.verify import check_bundle, check_runtime_signature
+from exporter.bundle.view import read_view
 from exporter.bundle.write import SAMPLES, BundleParts, bundle_name, write_bundle
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "read_manifest",
     "read_profile",
     "read_profiles",
+    "read_view",
     "sealed_manifest",
     "sealed_profile",
     "write_atomically",
