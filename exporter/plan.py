@@ -218,7 +218,7 @@ def _resolve(
         problems.append("no target: add a table such as [targets.cpu], or name one with --target")
     check_files(globals_, problems)
     check_merge(globals_.get("merge"), globals_.get("model"), problems)
-    check_compress(globals_.get("compress"), problems)
+    check_compress(globals_.get("compress"), list(present), problems)
     check_preprocessing(globals_.get("model"), problems)
     if problems:
         raise PlanError(problems, where=where, hint="docs/plan.md lists every key with its type and default")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import closest
-from exporter.plan_types import CompressPlan, DistilStep, LowRankStep, ModelPlan
+from exporter.plan_types import GOALS, CompressPlan, DistilStep, LowRankStep, ModelPlan, PruneChannelsStep
 
 Tables = dict[str, Any]
 
@@ -89,9 +89,11 @@ def _exists(path: str | Path) -> bool:
         return False
 
 
-def check_compress(compress: CompressPlan | None, problems: list[str]) -> None:
-    """Names steps whose numbers contradict each other."""
+def check_compress(compress: CompressPlan | None, targets: Sequence[str], problems: list[str]) -> None:
+    """Names steps whose numbers contradict each other, and targets that the plan does not build."""
     for index, step in enumerate(compress.steps if compress else ()):
+        if isinstance(step, PruneChannelsStep):
+            problems += [f"compress.steps[{index}]{text}" for text in _pruning_problems(step, targets)]
         if isinstance(step, LowRankStep) and (step.energy is None) == (step.rank is None):
             problems.append(f"compress.steps[{index}]: 'low-rank' needs either `energy` or `rank`")
         if isinstance(step, DistilStep):
@@ -102,6 +104,23 @@ def check_compress(compress: CompressPlan | None, problems: list[str]) -> None:
             ]
             if step.fuse == "confidence" and (step.loss == "mse" or len(step.teachers) < 2):
                 problems.append(f"compress.steps[{index}].fuse: 'confidence' chooses among teachers by their softmax")
+
+
+def _pruning_problems(step: PruneChannelsStep, targets: Sequence[str]) -> list[str]:
+    found = []
+    given = [name for name in GOALS if getattr(step, name) is not None]
+    if len(given) != 1:
+        got = f" (got {', '.join(given)})" if given else ""
+        found.append(f": 'prune-channels' needs exactly one of {', '.join(f'`{name}`' for name in GOALS)}{got}")
+    if step.target is not None and step.latency is None:
+        found.append(".target: only `latency` is measured on a target")
+    elif step.target is not None and step.target not in targets:
+        found.append(f".target: the plan does not build '{step.target}'{closest(step.target, targets)}")
+    elif step.latency is not None and step.target is None and len(targets) > 1:
+        found.append(f".target is missing: the plan builds {', '.join(targets)}, and latency is measured on one")
+    if step.importance == "lamp" and step.spread == "layer":
+        found.append(".importance: within a layer 'lamp' is 'l2'; it needs `spread = \"global\"`")
+    return found
 
 
 def check_preprocessing(model: ModelPlan | None, problems: list[str]) -> None:

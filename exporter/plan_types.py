@@ -12,7 +12,11 @@ from exporter.artifacts import DType, Preprocessing, QuantScheme
 Positive = Annotated[int, Meta(ge=1)]
 Axis = Positive | Annotated[str, Meta(min_length=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Ratio = Annotated[float, Meta(gt=0, lt=1)]
 Seconds = Annotated[float, Meta(ge=0)]
+
+GOALS = ("macs", "parameters", "size", "latency")
+"""What channels are pruned for."""
 
 
 class InputPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,6 +178,42 @@ class LowRankStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ignore: tuple[str, ...] = ()
 
 
+class PruneChannelsStep(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="prune-channels"
+):
+    """`method = "prune-channels"`: layers become narrower until the model costs a share of what it did.
+
+    Attributes:
+        macs: share of the multiply-accumulates that may be left; exactly one of the four is given.
+        parameters: share of the parameters.
+        size: share of the bytes of the weights.
+        latency: share of the float model's latency, measured on a target: candidates run beside the model before.
+        target: of the plan, whose latency counts; needed where the plan has several.
+        importance: which channels go first: `l2` norm, `lamp`, distance from the geometric median (`fpgm`), scale of
+            the batch norm (`bn-scale`), gradients on the calibration inputs (`taylor`), or `random`.
+        spread: the same share of every layer goes (`layer`), or what matters least in the whole model (`global`).
+        multiple: of channels that every layer keeps; what a CPU works on at once.
+        ignore: names of modules whose outputs keep their width.
+        seed: of `random`.
+    """
+
+    macs: Ratio | None = None
+    parameters: Ratio | None = None
+    size: Ratio | None = None
+    latency: Ratio | None = None
+    target: str | None = None
+    importance: Literal["l2", "lamp", "fpgm", "bn-scale", "taylor", "random"] = "l2"
+    spread: Literal["layer", "global"] = "layer"
+    multiple: Positive = 8
+    ignore: tuple[str, ...] = ()
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def goal(self) -> tuple[str, float]:
+        """What is limited, and to which share."""
+        return next((name, value) for name in GOALS if (value := getattr(self, name)) is not None)
+
+
 class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="distil"):
     """`method = "distil"`: the model learns to answer as its teachers do, on the calibration inputs without labels.
 
@@ -202,7 +242,7 @@ class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     seed: Annotated[int, Meta(ge=0)] = 0
 
 
-CompressStep = NormsStep | LowRankStep | DistilStep
+CompressStep = NormsStep | LowRankStep | PruneChannelsStep | DistilStep
 """One entry of `[[compress.steps]]`; `method` says which."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporter.compress.calling import Batch, Batches, Call
+    from exporter.compress.channels import ChannelPruning, PrunedChannels, prune_channels
     from exporter.compress.counting import count_macs, measure_cost
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
@@ -20,7 +21,9 @@ __all__ = [
     "Batch",
     "Batches",
     "Call",
+    "ChannelPruning",
     "LowRank",
+    "PrunedChannels",
     "Structure",
     "Taught",
     "Teaching",
@@ -31,6 +34,7 @@ __all__ = [
     "distil",
     "factorise",
     "measure_cost",
+    "prune_channels",
     "read_structure",
     "reestimate_norms",
 ]
@@ -40,6 +44,9 @@ _LATE = {
     "Teaching": "teaching",
     "distil": "teaching",
     "factorise": "low_rank",
+    "ChannelPruning": "channels",
+    "PrunedChannels": "channels",
+    "prune_channels": "channels",
     "Batch": "calling",
     "Batches": "calling",
     "Call": "calling",

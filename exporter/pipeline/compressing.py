@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,15 @@ from exporter.errors import DataError
 from exporter.pipeline.models import Inputs, Models, TorchModel, write_model
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
-from exporter.plan_types import CompressPlan, CompressStep, DistilStep, LowRankStep, ModelPlan, NormsStep
+from exporter.plan_types import (
+    CompressPlan,
+    CompressStep,
+    DistilStep,
+    LowRankStep,
+    ModelPlan,
+    NormsStep,
+    PruneChannelsStep,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +95,7 @@ class Compressing:
             "teacher": self.trained.content if isinstance(step, DistilStep) and not step.teachers else None,
             "inputs": self.inputs,
             "calibration": self.models.data.parts("calibration"),
-            "versions": versions("torch"),
+            "versions": versions("torch", "torch-pruning"),
         }
         total = step.epochs if isinstance(step, DistilStep) else None
         stored = self.models.steps.stored("compress", 1, parts, build, label=label, total=total)
@@ -114,9 +123,47 @@ class Compressing:
             changed, change, left = factorise(module, rank=step.rank, energy=step.energy, ignore=step.ignore)
             pairs = ", ".join(f"{name} to rank {rank}" for name, rank in change.ranks.items())
             return Made(module=changed, structure=(*model.structure, change), notes=(pairs, *left))
+        if isinstance(step, PruneChannelsStep):
+            return self._narrowed(step, model, label)
         if isinstance(step, DistilStep):
             return self._distilled(step, model, label)
         raise TypeError(f"{label}: no such step")
+
+    def _narrowed(self, step: PruneChannelsStep, model: TorchModel, label: str) -> Made:
+        from exporter.compress import ChannelPruning, prune_channels
+
+        module = self.models.prepared(model, self.inputs).flat.inner
+        what, target = step.goal
+        pruned = prune_channels(
+            module,
+            lambda: self.models.calibration(self.inputs),
+            ChannelPruning(**{key: getattr(step, key) for key in ChannelPruning.__dataclass_fields__}),
+            target=target,
+            cost=self._share(what, module, model),
+            what=what,
+            call=self.models.call(model, self.inputs),
+            progress=self.models.steps.progress(label),
+        )
+        widths = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in pruned.widths.items())
+        notes = (f"{what} {pruned.cost:.3f}x of the model before, {target:.3g}x asked for; channels: {widths}",)
+        return Made(module=pruned.module, structure=(*model.structure, pruned.change), notes=notes + pruned.left)
+
+    def _share(self, what: str, module: nn.Module, model: TorchModel) -> Callable[[nn.Module], float]:
+        """The share that a candidate has of a module's cost."""
+        from exporter.compress import count_macs
+
+        if what == "macs":
+            batch = next(iter(self.models.calibration(self.inputs)))
+            call = self.models.call(model, self.inputs)
+            dense = count_macs(module, batch, call=call)
+            return lambda candidate: count_macs(candidate, batch, call=call) / dense
+
+        def values(one: nn.Module) -> int:
+            tensors = one.parameters() if what == "parameters" else one.state_dict().values()
+            return sum(tensor.numel() * (1 if what == "parameters" else tensor.element_size()) for tensor in tensors)
+
+        whole = values(module)
+        return lambda candidate: values(candidate) / whole
 
     def _distilled(self, step: DistilStep, model: TorchModel, label: str) -> Made:
         import torch

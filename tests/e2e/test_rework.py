@@ -136,6 +136,36 @@ def test_a_compressed_model_that_fails_the_gate_is_not_exported(place: Workplace
     assert place.bundles() == []
 
 
+def test_pruned_channels_reach_the_bundle_and_the_budget_is_kept(place: Workplace) -> None:
+    step = '[[compress.steps]]\nmethod = "prune-channels"\nparameters = 0.6\nimportance = "taylor"\n'
+    document, bundle = place.built(plan(place, step, gate=1.0))
+    trained, pruned = document["history"]
+    assert pruned["cost"]["parameters"] == (32 * 16 + 16) + (16 * 2 + 2) <= 0.6 * trained["cost"]["parameters"]
+    assert "1 32 -> 16" in pruned["notes"][0]
+    assert document["variants"][0]["fidelity"]["metric"]["value"] == pytest.approx(pruned["metric"])
+    assert (bundle / "variants/fp32/model.onnx").stat().st_size < 0.8 * 4 * trained["cost"]["parameters"]
+    assert place.build("plan.toml").rebuilt <= {"publish"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("macs = 0.01", "cannot be reached by pruning channels: the best reachable is"),
+        ('macs = 0.5\nignore = ["2"]\nsize = 0.5', "exactly one of `macs`, `parameters`, `size`, `latency`"),
+        ('latency = 0.5\ntarget = "gpu"', "the plan does not build 'gpu'; did you mean 'cpu'?"),
+        ('macs = 0.5\ntarget = "cpu"', "only `latency` is measured on a target"),
+        ('macs = 0.5\nimportance = "lamp"', 'it needs `spread = "global"`'),
+        ('macs = 0.5\nimportance = "bn-scale"', "nothing in it that 'bn-scale' could score"),
+        ('macs = 0.5\nignore = ["9"]', "the model has no module '9'"),
+        ("macs = 1.5", "compress.steps[0].macs"),
+        ("macs = 0.5\nmultiple = 64", "no channels can be pruned"),
+    ],
+)
+def test_a_pruning_that_cannot_be_done_is_refused_in_one_message(place: Workplace, values: str, said: str) -> None:
+    refused(place.run("build", plan(place, f'[[compress.steps]]\nmethod = "prune-channels"\n{values}\n')), 3, said)
+    assert place.bundles() == []
+
+
 def test_a_fresh_student_is_taught_and_made_again_from_its_arguments(place: Workplace) -> None:
     text = FACTORY.replace("make()", "make(width=32)").replace("Linear(32, 32)", "Linear(32, width)")
     place.write("model.py", text.replace("Linear(32, 2)", "Linear(width, 2)"))

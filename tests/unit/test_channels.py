@@ -1,0 +1,282 @@
+"""Channel pruning: what is kept, what is refused, and what survives without a pickle."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from exporter.artifacts import canonical
+from exporter.compress import (
+    ChannelPruning,
+    PrunedChannels,
+    apply_structure,
+    count_macs,
+    prune_channels,
+    read_structure,
+)
+from exporter.errors import ModelError
+
+functional = nn.functional
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), Block(32, 32), Block(32, 64),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Self-attention in the forms that models are written in."""
+
+    def __init__(self, form: str, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.form, self.num_heads, self.size = form, heads, width // heads
+        if form == "separate":
+            self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        else:
+            self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, tokens, _ = x.shape
+        if self.form == "separate":
+            parts = [layer(x).view(samples, tokens, self.num_heads, -1) for layer in (self.q, self.k, self.v)]
+        elif self.form == "unbind":
+            shape = samples, tokens, 3, self.num_heads, self.size
+            parts = [part.transpose(1, 2) for part in self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)]
+        else:
+            parts = [part.view(samples, tokens, self.num_heads, -1) for part in self.qkv(x).chunk(3, -1)]
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(samples, tokens, -1))
+
+
+class Encoder(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.embed, self.norm, self.attention = nn.Linear(8, 32), nn.LayerNorm(32), Attention(form)
+        self.up, self.down, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+        self.position = nn.Parameter(torch.randn(1, 5, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.position
+        x = x + self.attention(self.norm(x))
+        return self.head((x + self.down(torch.relu(self.up(x)))).mean(1))
+
+
+class Mixed(nn.Module):
+    """Parts that torch-pruning gets wrong or does not see."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
+        self.middle = nn.Conv2d(16 if kind == "chunk" else 32, 16 if kind == "chunk" else 32, 1)
+        self.kernel = nn.Parameter(torch.randn(32, 32, 3, 3)) if kind == "bare" else None
+        self.shuffled = nn.Conv2d(8, 32, 1) if kind == "shuffle" else None
+        self.recurrent = nn.LSTM(32, 32, batch_first=True) if kind == "lstm" else None
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.kind == "chunk":
+            left, right = x.chunk(2, 1)
+            x = torch.cat([right, self.middle(left)], 1)
+        elif self.kernel is not None:
+            x = functional.conv2d(x, self.kernel, padding=1)
+        elif self.shuffled is not None:
+            x = self.shuffled(functional.pixel_shuffle(x, 2))
+        elif self.recurrent is not None:
+            return self.head(self.recurrent(x.flatten(2).transpose(1, 2))[0][:, -1])
+        return self.head(self.last(x).mean((2, 3)))
+
+
+def images(count: int = 4, size: int = 8) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def tokens(count: int = 4) -> Tensor:
+    return torch.randn(count, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def pruned(model: nn.Module, inputs: Tensor, target: float, **how: object) -> PrunedChannels:
+    dense = count_macs(model, (inputs,))
+    return prune_channels(
+        model,
+        lambda: [(inputs,)],
+        ChannelPruning(**how),  # type: ignore[arg-type]
+        target=target,
+        cost=lambda one: count_macs(one, (inputs,)) / dense,
+        what="macs",
+    )
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.floats(0.08, 0.95), st.sampled_from([4, 8, 16]), st.sampled_from(["layer", "global"]))
+def test_the_widest_model_within_the_target_has_multiples_everywhere_and_its_outputs(
+    target: float, multiple: int, spread: str
+) -> None:
+    model = resnet()
+    if multiple == 16 and target < 0.3:
+        target = 0.3
+    result = pruned(model, images(), target, multiple=multiple, spread=spread)
+    assert count_macs(result.module, (images(),)) <= target * count_macs(model, (images(),))
+    assert all(after % multiple == 0 and after < before for before, after in result.widths.values())
+    assert result.module(images()).shape == (4, 10)
+
+
+def test_a_head_keeps_its_classes_although_nobody_named_it() -> None:
+    result = pruned(resnet(), images(), 0.3)
+    assert result.module[-1].out_features == 10
+    assert "7 left alone: its channels are an output of the model" in result.left
+
+
+def test_the_dense_model_is_not_touched_and_the_pruned_one_survives_as_json() -> None:
+    model = resnet()
+    before = copy.deepcopy(model.state_dict())
+    result = pruned(model, images(), 0.4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    again = apply_structure(resnet(), read_structure(canonical((result.change,))))
+    again.load_state_dict(result.module.state_dict())
+    assert torch.equal(again.eval()(images()), result.module(images()))
+    with pytest.raises(ModelError, match="factory does not make"):
+        apply_structure(nn.Sequential(nn.Conv2d(3, 8, 3)), (result.change,))
+
+
+@pytest.mark.parametrize("importance", ["l2", "fpgm", "bn-scale", "taylor", "random"])
+def test_the_least_important_channels_go(importance: str) -> None:
+    model = resnet()
+    weak = [1, 4, 7, 9, 12, 20, 25, 31]
+    for layer in (model[3].conv1, model[3].norm1):
+        with torch.no_grad():
+            layer.weight[weak] *= 0.01
+    others = ("0", "3.shortcut", "4", "7")
+    result = pruned(model, images(), 0.97, importance=importance, ignore=others)
+    assert result.widths == {"3.conv1": (32, 24)}
+    kept = result.module[3].conv1.weight
+    lost = [i for i in range(32) if not any(torch.equal(model[3].conv1.weight[i], one) for one in kept)]
+    assert (lost == weak) == (importance != "random")
+
+
+def test_lamp_and_a_global_spread_take_more_of_some_layers_than_of_others() -> None:
+    model = resnet()
+    with torch.no_grad():
+        model[4].conv1.weight[8:] *= 0.01
+        model[4].norm1.weight[8:] *= 0.01
+    result = pruned(model, images(), 0.75, importance="lamp", spread="global")
+    evenly = pruned(model, images(), 0.75)
+    assert set(result.widths) == {"4.conv1"}
+    assert len(evenly.widths) > 1
+    assert result.widths["4.conv1"][1] < evenly.widths["4.conv1"][1]
+
+
+@pytest.mark.parametrize("form", ["separate", "unbind"])
+def test_attention_loses_whole_heads_and_their_number_is_written_back(form: str) -> None:
+    torch.manual_seed(0)
+    result = pruned(Encoder(form).eval(), tokens(), 0.5)
+    attention = result.module.attention
+    assert attention.num_heads < 4
+    assert attention.out.in_features == 8 * attention.num_heads
+    assert result.change.attributes["attention"]["num_heads"] == attention.num_heads
+    assert result.module(tokens()).shape == (4, 10)
+
+
+def test_pytorchs_own_encoder_is_narrowed_with_its_heads_in_step() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.TransformerEncoder(layer, 2), nn.Linear(32, 3)).eval()
+    total = sum(tensor.numel() for tensor in model.parameters())
+    result = prune_channels(
+        model,
+        lambda: [(tokens(),)],
+        ChannelPruning(),
+        target=0.5,
+        cost=lambda one: sum(tensor.numel() for tensor in one.parameters()) / total,
+        what="parameters",
+    )
+    assert result.cost <= 0.5
+    assert result.module(tokens()).shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bare", "kernel left alone: a bare parameter of a functional conv2d"),
+        ("chunk", "middle, first left alone: "),
+        ("shuffle", "first left alone: "),
+    ],
+)
+def test_what_cannot_be_followed_is_left_alone_and_named(kind: str, said: str) -> None:
+    torch.manual_seed(0)
+    model = Mixed(kind).eval()
+    result = pruned(model, images(), 0.99, multiple=4)
+    assert any(said in line for line in result.left)
+    assert result.module.first.out_channels == 32
+    assert result.module(images()).shape == (4, 10)
+
+
+def test_what_an_lstm_reads_is_left_alone_because_torch_pruning_would_corrupt_it() -> None:
+    with pytest.raises(ModelError, match="channels of LSTM cannot be pruned") as caught:
+        pruned(Mixed("lstm").eval(), images(), 0.99)
+    assert "first left alone: the model mixes its channels" in str(caught.value)
+
+
+def test_attention_by_chunks_is_left_alone() -> None:
+    torch.manual_seed(0)
+    result = pruned(Encoder("chunk").eval(), tokens(), 0.9)
+    assert result.module.attention.num_heads == 4
+    assert any(line.startswith("attention.qkv left alone") for line in result.left)
+
+
+def test_modules_are_ignored_by_name_with_all_that_is_in_them() -> None:
+    result = pruned(resnet(), images(), 0.8, ignore=("3",))
+    assert (result.module[3].conv1.out_channels, result.module[3].shortcut.out_channels) == (32, 32)
+    assert result.module[0].out_channels < 32
+    assert "3.conv1, 3.norm1 left alone: ignored as asked" in result.left
+    with pytest.raises(ModelError, match=r"no module '3.conv9'; did you mean '3.conv2'\?"):
+        pruned(resnet(), images(), 0.8, ignore=("3.conv9",))
+
+
+def test_a_target_out_of_reach_is_refused_with_the_best_reachable() -> None:
+    with pytest.raises(ModelError, match=r"macs of 0.01x cannot be reached .* best reachable is 0\.\d+x"):
+        pruned(resnet(), images(), 0.01, multiple=16)
+    with pytest.raises(ModelError, match="no channels can be pruned"):
+        pruned(resnet(), images(), 0.5, multiple=64)
+
+
+def test_the_same_seed_takes_the_same_random_channels() -> None:
+    first, second = (pruned(resnet(), images(), 0.5, importance="random", seed=3).module for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_grouped_depthwise_and_transposed_layers_stay_in_step() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3, groups=4, padding=1), nn.Conv2d(64, 64, 3, groups=64),
+        nn.ConvTranspose2d(64, 32, 2, 2), nn.GroupNorm(4, 32), nn.Flatten(),
+        nn.Linear(32 * 144, 24), nn.Linear(24, 3),
+    ).eval()  # fmt: skip
+    result = pruned(model, images(), 0.4)
+    assert result.module(images()).shape == (4, 3)
+    assert result.module[2].groups == result.module[2].out_channels < 64
