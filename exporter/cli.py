@@ -257,6 +257,38 @@ def show(**options: Any) -> None:
     report_commands.show(**options)
 
 
+@_command(
+    "edge-exporter compare bundles/mnist-cpu-0123456789ab bundles/mnist-cpu-ba9876543210",
+    "edge-exporter compare OLD NEW --gate accuracy=-0.5% --gate p50=+5% --gate size=+0%",
+    "edge-exporter compare OLD NEW --remeasure --gate p50=+2% --format md",
+)
+@click.argument("first", metavar="A", type=PATH)
+@click.argument("second", metavar="B", type=PATH)
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME=CHANGE",
+    help="Fail (exit code 7) where B is further from A than this: accuracy=-0.5%, sqnr=-3 (dB), size=+0%, "
+    "memory=+5%, p50=+5%, also p90, p95, p99 (repeatable).",
+)  # fmt: skip
+@click.option("--variant", metavar="NAME", help="Compare and gate this one (default: gates look at the defaults).")
+@click.option("--remeasure", is_flag=True, help="Measure both again, here, in fresh processes in turn.")
+@click.option(
+    "--rounds", type=click.IntRange(min=6), default=8, show_default=True, metavar="N",
+    help="With --remeasure: processes of each.",
+)  # fmt: skip
+@click.option("--across", is_flag=True, help="Compare although hosts, runtimes, settings or data differ.")
+@click.option("--no-latency", is_flag=True, help="Leave latency out.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "md"]), default="text", show_default=True,
+    help="How the result is printed.",
+)  # fmt: skip
+@_common
+def compare(**options: Any) -> None:
+    """Compare two bundles or profiles: size, operators, accuracy, latency; gates fail with exit code 7."""
+    from exporter import report_commands
+
+    report_commands.compare(**options)
+
+
 @_command("edge-exporter targets", "edge-exporter targets --json")
 @_common
 def targets(**options: Any) -> None:

@@ -102,6 +102,10 @@ class GateError(ExporterError):
     exit_code = 7
 
 
+class RegressionError(GateError):
+    """`compare` found a gate that was not met; its outcome was printed already."""
+
+
 class PartialError(ExporterError):
     """With --keep-going: some targets were built and some failed."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from exporter.errors import RegressionError, UsageError
 from exporter.opening import opened
 
 
@@ -17,3 +19,52 @@ def show(*, bundle: Path, **common: Any) -> None:
         view = read_view(bundle)
         show_view(console, view)
         console.document(view_document(view))
+
+
+def compare(
+    *,
+    first: Path,
+    second: Path,
+    gates: Sequence[str],
+    variant: str | None,
+    across: bool,
+    remeasure: bool,
+    rounds: int,
+    no_latency: bool,
+    form: Literal["text", "json", "md"],
+    as_json: bool,
+    **common: Any,
+) -> None:
+    """`edge-exporter compare`."""
+    from exporter.comparison import judged, parse_gates
+    from exporter.pipeline.side_by_side import compare as run_compare
+    from exporter.show_compare import compared_markdown, show_compared
+
+    if remeasure and no_latency:
+        raise UsageError("--remeasure measures latency, --no-latency leaves it out: choose one")
+    if as_json and form == "md":
+        raise UsageError("--json and --format md are two forms of the same result: choose one")
+    asked = parse_gates(gates)
+    with opened(as_json=as_json or form == "json", **common) as (console, steps):
+        compared = run_compare(
+            first,
+            second,
+            steps,
+            variant=variant,
+            across=across,
+            remeasure=rounds if remeasure else 0,
+            latency=not no_latency,
+        )
+        compared = judged(compared, asked)
+        if form == "md":
+            console.result(compared_markdown(compared))
+        else:
+            show_compared(console, compared)
+        console.document(compared)
+        if failed := compared.failed:
+            told = "".join(f"\n  - {gate.gate}: {gate.variant}: {gate.text}" for gate in failed)
+            raise RegressionError(
+                f"{len(failed)} of {len(compared.gates)} gates were not met{told}",
+                where=compared.b,
+                hint="`--remeasure` tells a slower bundle from a busy host; `edge-exporter show` has the details",
+            )

@@ -34,7 +34,7 @@ def rewritten(
     return to
 
 
-def replaced(value: Any, **changes: Any) -> Any:
+def replaced(value: Any, /, **changes: Any) -> Any:
     """A value with other fields."""
     return msgspec.structs.replace(value, **changes)
 

@@ -4,13 +4,19 @@ from exporter.measure.fidelity import measure_fidelity
 from exporter.measure.gate import apply_gate
 from exporter.measure.metric import Metric, compare_metric, load_metric, metric_digest
 from exporter.measure.operators import node_latency
+from exporter.measure.ratios import LEAST_ROUNDS, Ratio, bootstrap_ratio, paired_ratio, sample_quantile
 
 __all__ = [
+    "LEAST_ROUNDS",
     "Metric",
+    "Ratio",
     "apply_gate",
+    "bootstrap_ratio",
     "compare_metric",
     "load_metric",
     "measure_fidelity",
     "metric_digest",
     "node_latency",
+    "paired_ratio",
+    "sample_quantile",
 ]
