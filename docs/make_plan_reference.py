@@ -21,6 +21,7 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[model.inputs.NAME.preprocess]", Preprocessing),
     ("[merge]", plan_types.MergePlan),
     ("[[merge.models]]", plan_types.MergeModelPlan),
+    ("[merge.teaching]", plan_types.TeachingPlan),
     ("[compress]", plan_types.CompressPlan),
     *(
         (f'[[compress.steps]] method = "{kind.__struct_config__.tag}"', kind)
@@ -83,6 +84,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     if value is None:
         return "not set"
+    if isinstance(value, msgspec.Struct):
+        return "the defaults below"
     return "[]" if value == () else json.dumps(value)
 
 

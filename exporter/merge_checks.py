@@ -8,26 +8,34 @@ from typing import Any
 
 import msgspec
 
-from exporter.plan_types import MergeModelPlan, MergePlan, ModelPlan
+from exporter.plan_types import CompressPlan, MergeModelPlan, MergePlan, ModelPlan
 
 COMPOSED = ("stack", "fuse")
-"""Methods that keep every member in the graph, so that members may have different architectures."""
+"""Methods that keep every member in the graph."""
+FREE = (*COMPOSED, "transfer")
+"""Methods whose members may have different architectures."""
 NEEDS_BASE = ("task-arithmetic", "ties", "dare")
+KNOWING = ("fisher", "regmean")
+"""Methods that look at what members do with the calibration inputs."""
 COMMON = ("method", "models", "base", "norms", "order", "accept")
-"""Keys that every method that merges weights reads; those of composed ones are listed in full."""
+"""Keys that every method that merges weights reads; those of the others are listed in full."""
 READS: Mapping[str, tuple[str, ...]] = {
-    "average": COMMON,
-    "slerp": (*COMMON, "position"),
-    "greedy-soup": COMMON,
-    "task-arithmetic": (*COMMON, "scale"),
-    "ties": (*COMMON, "scale", "density"),
-    "dare": (*COMMON, "scale", "drop", "seed"),
+    "average": (*COMMON, "search", "labels"),
+    "slerp": (*COMMON, "position", "search", "labels"),
+    "greedy-soup": (*COMMON, "labels"),
+    "task-arithmetic": (*COMMON, "scale", "search", "labels"),
+    "ties": (*COMMON, "scale", "density", "search", "labels"),
+    "dare": (*COMMON, "scale", "drop", "seed", "search", "labels"),
+    "fisher": (*COMMON, "loss", "seed", "search", "labels"),
+    "regmean": (*COMMON, "search", "labels"),
     "stack": ("method", "models", "order", "expose"),
     "fuse": ("method", "models", "order", "accept", "by", "labels"),
+    "transfer": ("method", "models", "order", "accept", "teaching"),
 }
 MEMBER_READS: Mapping[str, tuple[str, ...]] = {
     "stack": ("weights", "name", "source", "args", "inputs", "outputs"),
     "fuse": ("weights", "name", "source", "args", "inputs", "outputs", "weight", "classes"),
+    "transfer": ("weights", "name", "source", "args", "inputs", "classes"),
 }
 WEIGHED = ("weights", "name", "weight")
 UNWEIGHTED = ("slerp", "greedy-soup")
@@ -45,16 +53,22 @@ def default_source(tables: Mapping[str, Any]) -> Mapping[str, Any]:
     return tables if None in sources else {**tables, "model": {**model, "source": sources[0]}}
 
 
-def check_merge(merge: MergePlan | None, model: ModelPlan | None, problems: list[str]) -> None:
+def check_merge(
+    merge: MergePlan | None, model: ModelPlan | None, compress: CompressPlan | None, problems: list[str]
+) -> None:
     """Names what the method of a merge lacks or does not read, and models that tables could not tell apart."""
     if merge is None or model is None:
         return
+    if merge.order == "compress-first" and compress is None:
+        problems.append("merge.order: 'compress-first' does the steps of [compress] on each model; there are none")
     labels = [member.label for member in merge.models]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         problems.append(f"merge.models: {', '.join(map(repr, twice))} names two of them: give each a `name`")
     _check_read(merge, problems)
     if merge.method in COMPOSED:
         _check_composed(merge, model, problems)
+    elif merge.method == "transfer":
+        _check_transfer(merge, problems)
     else:
         _check_weights(merge, model, problems)
 
@@ -93,10 +107,14 @@ def _check_weights(merge: MergePlan, model: ModelPlan, problems: list[str]) -> N
             f"merge.base is missing: '{merge.method}' adds what the models learned to the weights that they were "
             "fine-tuned from"
         )
+    if (merge.base or model.weights) and any(member.label == "base" for member in merge.models):
+        problems.append("merge.models: 'base' is what tables call the base: give the model another `name`")
     if merge.method == "slerp" and count != 2:
         problems.append(f"merge.models: 'slerp' goes from one model to another, so two are expected (got {count})")
     elif merge.method not in NEEDS_BASE and count < 2:
         problems.append(f"merge.models: '{merge.method}' needs two or more models (got {count})")
+    if merge.labels is not None and not merge.search and merge.method != "greedy-soup":
+        problems.append("merge.labels: nothing is chosen by them without `search`")
     weighted = [member.label for member in merge.models if member.weight != 1.0]
     if merge.method in UNWEIGHTED and weighted:
         problems.append(f"merge.models: '{merge.method}' does not use `weight` (given for {', '.join(weighted)})")
@@ -115,6 +133,8 @@ def _check_composed(merge: MergePlan, model: ModelPlan, problems: list[str]) -> 
             )
     if merge.method == "fuse":
         _check_fusion(merge, problems)
+    if merge.order == "compress-first" and any(member.inputs for member in merge.models):
+        problems.append("merge.order: models with `inputs` of their own cannot be compressed alone; merge first")
 
 
 def _check_fusion(merge: MergePlan, problems: list[str]) -> None:
@@ -126,9 +146,27 @@ def _check_fusion(merge: MergePlan, problems: list[str]) -> None:
         problems.append(f'merge.labels: `by = "{merge.by}"` learns nothing from labels')
     if merge.by in UNWEIGHTED_FUSIONS and any(member.weight != 1.0 for member in merge.models):
         problems.append(f'merge.models: `by = "{merge.by}"` does not use `weight`')
-    some = [member.label for member in merge.models if member.classes]
-    if some and merge.by == "mean":
+    if merge.by == "mean" and any(member.classes for member in merge.models):
         problems.append("merge.by: models that know different classes are fused by `probabilities`, `max` or `vote`")
+    _check_classes(merge, problems)
+
+
+def _check_transfer(merge: MergePlan, problems: list[str]) -> None:
+    """Teachers are run alone, on the inputs of the plan."""
+    labels = [member.label for member in merge.models]
+    for index, member in enumerate(merge.models):
+        if fed := [source for source in member.inputs.values() if source.partition(".")[0] in labels]:
+            problems.append(f"merge.models[{index}].inputs: a teacher is run alone, and '{fed[0]}' is another's")
+    teaching = merge.teaching
+    if teaching.fuse == "confidence" and (teaching.loss == "mse" or len(merge.models) < 2):
+        problems.append("merge.teaching.fuse: 'confidence' chooses among teachers by their softmax")
+    if teaching.loss == "mse" and any(member.classes for member in merge.models):
+        problems.append("merge.models: `classes` tell what softmax outputs stand for; `mse` has none")
+    _check_classes(merge, problems)
+
+
+def _check_classes(merge: MergePlan, problems: list[str]) -> None:
+    some = [member.label for member in merge.models if member.classes]
     if some and len(some) < len(merge.models):
         rest = [member.label for member in merge.models if not member.classes]
         problems.append(f"merge.models: {', '.join(rest)} lacks `classes`, which the others have")

@@ -217,7 +217,7 @@ def _resolve(
     if not targets:
         problems.append("no target: add a table such as [targets.cpu], or name one with --target")
     check_files(globals_, problems)
-    check_merge(globals_.get("merge"), globals_.get("model"), problems)
+    check_merge(globals_.get("merge"), globals_.get("model"), globals_.get("compress"), problems)
     check_compress(globals_.get("compress"), list(present), problems)
     check_preprocessing(globals_.get("model"), problems)
     if problems:

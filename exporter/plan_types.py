@@ -122,6 +122,30 @@ class MergeModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.name or Path(file).stem
 
 
+class TeachingPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[merge.teaching]`: how `transfer` teaches the student; inputs are those of the calibration data.
+
+    Attributes:
+        loss: `kl` between softmax outputs, for classifiers; `mse` between outputs, for anything else.
+        temperature: that softens both sides of `kl`.
+        fuse: teachers are averaged (`mean`), or the surest one counts for each sample (`confidence`).
+        epochs: passes over the inputs, at most.
+        patience: epochs without a better result on the held-out fifth of the inputs, after which teaching stops.
+        rate: peak learning rate of AdamW.
+        batch_size: samples of one step of learning.
+        seed: of the order of samples, the held-out fifth, and the weights of a student that has none.
+    """
+
+    loss: Literal["kl", "mse"] = "kl"
+    temperature: Annotated[float, Meta(gt=0)] = 4.0
+    fuse: Literal["mean", "confidence"] = "mean"
+    epochs: Positive = 60
+    patience: Positive = 15
+    rate: Annotated[float, Meta(gt=0)] = 2e-3
+    batch_size: Annotated[int, Meta(ge=2)] = 32
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+
 class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[merge]`: several models into one; see docs/merge.md for what each method does and which keys it reads.
 
@@ -133,18 +157,27 @@ class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         density: share of each task vector's values that `ties` keeps.
         drop: share of each task vector's values that `dare` drops.
         position: how far `slerp` goes from the first model to the second.
-        seed: of the values that `dare` drops.
+        seed: of the values that `dare` drops, and of the answers that `fisher` draws.
+        loss: what `fisher` takes outputs for: `kl` for logits of classes, `mse` for numbers.
+        search: evaluations that a search of the method's numbers (or of the models' weights, where it has none) may
+            take; 0 searches nothing. It goes by the metric on the evaluation data, or on the calibration data where
+            `labels` is given.
         by: how `fuse` makes one output of several.
         expose: outputs that a `stack` gives although another member takes them, as `member.output`.
-        labels: array of the calibration data that holds labels; `by = "learned"` learns from them.
+        labels: array of the calibration data that holds labels: `by = "learned"` learns from them, `search` and
+            `greedy-soup` choose by them.
+        teaching: how `transfer` teaches.
         norms: re-estimate the statistics of batch norms on the calibration inputs.
         order: `merge-first` compresses the merged model; `compress-first` does the steps of [compress] on each model
             and merges what comes out.
         accept: `better` fails when the merged model is worse than the best of the models and the base; `worse`
-            only reports it.
+            only reports it. By default `better`, and `worse` for `transfer`, whose student may be smaller.
     """
 
-    method: Literal["average", "slerp", "task-arithmetic", "ties", "dare", "greedy-soup", "stack", "fuse"] = "average"
+    method: Literal[
+        "average", "slerp", "task-arithmetic", "ties", "dare", "greedy-soup", "fisher", "regmean", "stack", "fuse",
+        "transfer",
+    ] = "average"  # fmt: skip
     models: Annotated[tuple[MergeModelPlan, ...], Meta(min_length=1)]
     base: Path | None = None
     scale: Annotated[float, Meta(gt=0)] = 0.5
@@ -152,12 +185,20 @@ class MergePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drop: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     position: Share = 0.5
     seed: Annotated[int, Meta(ge=0)] = 0
+    loss: Literal["kl", "mse"] = "kl"
+    search: Annotated[int, Meta(ge=0)] = 0
     by: Literal["mean", "probabilities", "vote", "max", "learned"] = "mean"
     expose: tuple[str, ...] = ()
     labels: str | None = None
+    teaching: TeachingPlan = TeachingPlan()
     norms: bool = True
     order: Literal["merge-first", "compress-first"] = "merge-first"
-    accept: Literal["better", "worse"] = "better"
+    accept: Literal["better", "worse"] | None = None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a result that is worse than the best of its members fails."""
+        return self.accept == "better" or (self.accept is None and self.method != "transfer")
 
 
 class NormsStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="norms"):

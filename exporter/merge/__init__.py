@@ -11,40 +11,52 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporter.merge.composite import Composite, Part
-    from exporter.merge.fusing import Fusion, fuse, learn_weights
+    from exporter.merge.fusing import Fusion, Teacher, fuse, learn_weights
     from exporter.merge.merging import Recipe, greedy_soup, merge_states
     from exporter.merge.onnx_stack import OnnxPart, stack_onnx
+    from exporter.merge.searching import Found, search
     from exporter.merge.states import LoadedState, State, check_alike, distances, open_states, strangers
+    from exporter.merge.statistics import fisher_information, grams
 
 __all__ = [
     "Composite",
+    "Found",
     "Fusion",
     "LoadedState",
     "OnnxPart",
     "Part",
     "Recipe",
     "State",
+    "Teacher",
     "check_alike",
     "distances",
+    "fisher_information",
     "fuse",
+    "grams",
     "greedy_soup",
     "learn_weights",
     "merge_states",
     "open_states",
+    "search",
     "stack_onnx",
     "strangers",
 ]
 
 _LATE = {
     "Composite": "composite",
+    "Found": "searching",
     "Fusion": "fusing",
     "OnnxPart": "onnx_stack",
     "Part": "composite",
     "Recipe": "merging",
+    "Teacher": "fusing",
+    "fisher_information": "statistics",
     "fuse": "fusing",
+    "grams": "statistics",
     "greedy_soup": "merging",
     "learn_weights": "fusing",
     "merge_states": "merging",
+    "search": "searching",
     "stack_onnx": "onnx_stack",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exporter.artifacts import Value
 from exporter.errors import ModelError
@@ -92,6 +92,24 @@ def placed(values: Tensor, places: Sequence[int], count: int, fill: float) -> Te
         )
     missing = torch.full_like(values[..., :1], fill)
     return torch.cat([values, missing], -1)[..., torch.tensor(list(places), device=values.device)]
+
+
+class Teacher(nn.Module):
+    """A teacher whose logits stand at their classes' places among all; a class it does not know has no chance."""
+
+    def __init__(self, inner: nn.Module, classes: Sequence[int], total: int) -> None:
+        super().__init__()
+        self.inner = inner
+        known = tuple(classes)
+        self.count = len(known)
+        self.places = Fusion(by="mean", weights=(1.0,), classes=(known,), total=total).places(0)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Runs the teacher; gives its outputs, [..., total classes] where it was told which it knows."""
+        outputs = self.inner(*tensors)
+        if not self.places:
+            return tuple(outputs)
+        return tuple(placed(output, self.places, self.count, FILL) for output in outputs)
 
 
 def learn_weights(probabilities: Sequence[Tensor], labels: Tensor) -> tuple[float, ...]:

@@ -14,6 +14,9 @@ from exporter.merge.states import State, check_alike, check_finite
 
 MEAN, VARIANCE = ".running_mean", ".running_var"
 
+KNOWING = {"fisher": methods.fisher, "regmean": methods.regmean}
+"""Methods that use what is known of each model beside its weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -28,7 +31,13 @@ class Recipe:
     seed: int = 0
 
 
-def merge_states(models: Mapping[str, State], recipe: Recipe, *, base: State | None = None) -> dict[str, Tensor]:
+def merge_states(
+    models: Mapping[str, State],
+    recipe: Recipe,
+    *,
+    base: State | None = None,
+    knowledge: Mapping[str, State] | None = None,
+) -> dict[str, Tensor]:
     """Merges state dicts; memory holds the result and one tensor of each model.
 
     Weights keep the first model's element types. Statistics of batch norms become those of the mixture, counters the
@@ -38,6 +47,8 @@ def merge_states(models: Mapping[str, State], recipe: Recipe, *, base: State | N
         models: what is merged, by name.
         recipe: how.
         base: what all were fine-tuned from; needed by methods that work on task vectors.
+        knowledge: of each model what `fisher` (importances) or `regmean` (grams) knows, by tensor name; tensors of
+            which nothing is known are averaged.
 
     Returns:
         The merged state dict.
@@ -69,6 +80,10 @@ def merge_states(models: Mapping[str, State], recipe: Recipe, *, base: State | N
             mean, spread = methods.statistics(floats, variances, shares)
             merged[name], merged[variance] = mean.to(kind), spread.to(kind)
             continue
+        if knowledge is not None and all(name in set(known.names()) for known in knowledge.values()):
+            known_of = [knowledge[label].get(name) for label in labels]
+            merged[name] = KNOWING[recipe.method](floats, known_of, shares).to(kind)
+            continue
         start = None if base is None else check_finite(name, "base", base.get(name)).float()
         merged[name] = _continuous(recipe, floats, shares, start, random).to(kind)
     return {name: merged[name] for name in names}
@@ -77,7 +92,7 @@ def merge_states(models: Mapping[str, State], recipe: Recipe, *, base: State | N
 def _continuous(
     recipe: Recipe, tensors: list[Tensor], shares: list[float], base: Tensor | None, random: torch.Generator
 ) -> Tensor:
-    if recipe.method == "average":
+    if recipe.method in ("average", *KNOWING):
         return methods.average(tensors, shares)
     if recipe.method == "slerp":
         return methods.slerp(tensors[0], tensors[1], recipe.position)

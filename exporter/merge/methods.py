@@ -10,6 +10,9 @@ from torch import Tensor
 
 PARALLEL = 0.9995
 """Cosine above which a great circle is a straight line, as far as float32 can tell."""
+TINY = 1e-10
+"""Added to importances, so that values that matter to no model are averaged."""
+SHRINK = 0.9
 
 
 def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -74,6 +77,44 @@ def dare(
         kept = torch.rand(base.shape, generator=random) >= drop
         merged += scale * weight * (tensor - base) * kept / (1 - drop)
     return merged
+
+
+def fisher(tensors: Sequence[Tensor], importances: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Mean weighted by how much each value matters to each model (Fisher merging, arXiv 2111.09832).
+
+    Args:
+        tensors: counterparts.
+        importances: the diagonal of each model's Fisher information, of the same shape.
+        weights: one a model.
+    """
+    above, below = torch.zeros_like(tensors[0]), torch.zeros_like(tensors[0])
+    for tensor, importance, weight in zip(tensors, importances, weights, strict=True):
+        share = weight * (importance + TINY)
+        above += share * tensor
+        below += share
+    return above / below
+
+
+def regmean(tensors: Sequence[Tensor], grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The layer that answers most like each model's own on what that model sees (RegMean, arXiv 2212.09849).
+
+    Args:
+        tensors: weights [outputs, ...inputs].
+        grams: [inputs, inputs] of each model.
+        weights: one a model.
+    """
+    above: Tensor | float = 0.0
+    below: Tensor | float = 0.0
+    for tensor, gram, weight in zip(tensors, grams, weights, strict=True):
+        inner = gram.double()
+        # Off the diagonal shrunk, as the paper does: the products of few samples are no good estimate.
+        inner = weight * (SHRINK * inner + (1 - SHRINK) * torch.diag(inner.diagonal()))
+        above = above + inner @ tensor.reshape(len(tensor), -1).double().T
+        below = below + inner
+    assert isinstance(below, Tensor)
+    ridge = 1e-6 * below.diagonal().mean().clamp_min(1e-12)
+    solved: Tensor = torch.linalg.solve(below + ridge * torch.eye(len(below), dtype=below.dtype), above)
+    return solved.T.reshape(tensors[0].shape).to(tensors[0].dtype)
 
 
 def statistics(

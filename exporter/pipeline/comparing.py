@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from exporter.artifacts import HistoryEntry
 from exporter.errors import GateError
@@ -11,13 +10,13 @@ from exporter.events import Emit, Note
 from exporter.tables import history_lines
 
 
-def compare(entries: Sequence[HistoryEntry], accept: Literal["better", "worse"], emit: Emit) -> None:
+def compare(entries: Sequence[HistoryEntry], emit: Emit, *, refuses: bool) -> None:
     """Compares the last entry with all before it.
 
     Args:
         entries: the base and the members, then what was made of them.
-        accept: whether a worse result is refused or only reported.
         emit: is told what was found.
+        refuses: a worse result fails, instead of being reported only.
 
     Raises:
         GateError: with the table, when the result is worse than the best of the others.
@@ -30,7 +29,7 @@ def compare(entries: Sequence[HistoryEntry], accept: Literal["better", "worse"],
     if best.metric is None or merged.metric >= best.metric:
         return
     text = f"the merged model ({merged.metric:.4f}) is worse than '{best.name}' alone ({best.metric:.4f})"
-    if accept == "worse":
+    if not refuses:
         emit(Note(text=text))
         return
     notes = [f"  note: {note}" for note in merged.notes]

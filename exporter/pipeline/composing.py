@@ -15,7 +15,7 @@ from exporter.merge_checks import COMPOSED
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.composition import Composition, MemberModel
 from exporter.pipeline.models import Inputs, Models, TorchModel
-from exporter.pipeline.results import DataChecked, load_json
+from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import Plan
 from exporter.plan_types import MergeModelPlan, MergePlan, ModelPlan
@@ -57,6 +57,25 @@ def merged_source(plan: Plan) -> Source:
         digest=digest_of([facts, msgspec.to_builtins(plan.merge, enc_hook=lambda path: path.name)]),
         files=tuple(file for source in found.values() for file in source.files),
     )
+
+
+def known_classes(plan: Plan) -> int:
+    """Number of classes of the result where members know parts of them, else 0.
+
+    Raises:
+        InputError: a member knows a class that the plan does not name.
+    """
+    known = [one for member in (plan.merge.models if plan.merge else ()) for one in member.classes]
+    if not known:
+        return 0
+    total = len(plan.model.labels) or max(known) + 1
+    if max(known) >= total:
+        raise InputError(
+            f"class {max(known)} is none of the {total} that [model] labels names",
+            where="[[merge.models]] classes",
+            hint="classes are numbered from 0",
+        )
+    return total
 
 
 class Composing:
@@ -110,8 +129,19 @@ class Composing:
             msgspec.structs.replace(result, metric=fidelity.metric.value if fidelity.metric else None, notes=notes)
         )
         if self.merge.method == "fuse":
-            compare(entries, self.merge.accept, self.models.steps.emit)
+            compare(entries, self.models.steps.emit, refuses=self.merge.refuses)
         return composed, tuple(entries)
+
+    def compressed(self, members: dict[str, TorchModel], reference: Reference) -> tuple[TorchModel, HistoryEntry]:
+        """The composed model of members that were compressed, judged against that of the members as they were."""
+        composed = self.compose(members)
+        name = f"{self.name} of compressed members"
+        fidelity = self.models.judged(composed, self.inputs, reference, name)
+        return composed, msgspec.structs.replace(
+            self._entry(composed, name, "step"),
+            fidelity=fidelity,
+            metric=fidelity.metric.value if fidelity.metric else None,
+        )
 
     @property
     def name(self) -> str:
@@ -157,12 +187,14 @@ class Composing:
             classes=(member.classes,) if member.classes else (),
             total=whole.total,
         )
-        return self._model(msgspec.structs.replace(composition, members=(member,), fusion=fusion))
+        alone = self._model(msgspec.structs.replace(composition, members=(member,), fusion=fusion))
+        names = self.models.output_names(composed, self.inputs, self.data)
+        return msgspec.structs.replace(alone, plan=msgspec.structs.replace(alone.plan, outputs=names))
 
     def _fusion(self, parts: tuple[MemberModel, ...]) -> Fusion:
         from exporter.merge import Fusion
 
-        total = self._total()
+        total = known_classes(self.plan)
         classes = tuple(member.classes for member in parts) if total else ()
         fusion = Fusion(
             by=self.merge.by, weights=tuple(member.weight for member in parts), classes=classes, total=total
@@ -172,20 +204,6 @@ class Composing:
             if fusion.by == "learned"
             else fusion
         )
-
-    def _total(self) -> int:
-        """Number of classes of the result where members know parts of them, else 0."""
-        known = [one for member in self.merge.models for one in member.classes]
-        if not known:
-            return 0
-        total = len(self.plan.model.labels) or max(known) + 1
-        if max(known) >= total:
-            raise InputError(
-                f"class {max(known)} is none of the {total} that [model] labels names",
-                where="[[merge.models]] classes",
-                hint="classes are numbered from 0",
-            )
-        return total
 
     def _learned(self, parts: tuple[MemberModel, ...], fusion: Fusion) -> tuple[float, ...]:
         """Weights that make the labels of the calibration data most likely."""

@@ -1,30 +1,24 @@
-"""[merge]: several state dicts into one, compared with each of them and with their base."""
+"""[merge] of weights: several state dicts into one, compared with each of them and with their base."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from exporter import sources
 from exporter.artifacts import Fidelity, HistoryEntry, canonical, file_digest
-from exporter.errors import DataError
-from exporter.merge_checks import NEEDS_BASE
+from exporter.errors import DataError, ModelError
+from exporter.merge_checks import KNOWING
 from exporter.pipeline.comparing import compare
-from exporter.pipeline.judging import judge, judged_by
+from exporter.pipeline.judging import judged_by
 from exporter.pipeline.models import STATE, Inputs, Models, TorchModel, write_model
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
+from exporter.pipeline.weighing import Weighing, needs_base, numbers
 from exporter.plan import Plan
 from exporter.plan_types import MergePlan
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from exporter.merge import State
 
 
 class Merging:
@@ -39,92 +33,86 @@ class Merging:
         self.inputs = inputs
         self.checked = checked
         self.data = data
-        self.members = {
-            member.label: self._own(member.weights) for member in plan.merge.models if member.weights is not None
-        }
-        self.base = plan.merge.base or plan.model.weights
-        self.scored = judged_by(plan.evaluation) is not None
-        if plan.merge.method == "greedy-soup" and not self.scored:
-            raise DataError(
-                "a greedy soup adds models while the metric does not fall, and there are no labels",
-                where="merge.method",
-                hint="name the labels, `[evaluation] labels = ...`, or take `average`",
-            )
+        self._check_data()
 
-    def run(self) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
+    def members(self) -> dict[str, TorchModel]:
+        """The members as their files have them, and `base` where there is one."""
+        found = {one.label: self._own(one.weights) for one in self.merge.models if one.weights is not None}
+        base = self.merge.base or self.plan.model.weights
+        return ({"base": self._own(base)} if base is not None else {}) | found
+
+    def run(self, members: Mapping[str, TorchModel]) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
         """The merged model, and the table of it, its members and its base.
+
+        Args:
+            members: by name, with `base` where there is one; they may have been compressed before.
 
         Raises:
             ModelError: the members are not of one architecture, or not of the factory's.
             GateError: the merged model is worse than the best of them, and `accept` is `better`.
         """
-        merged, notes = self._merged()
+        own = {label: model for label, model in members.items() if label != "base"}
+        base = members.get("base")
+        merged, notes = self._merged(own, base)
         reference = self.models.outputs(merged, self.inputs)
-        entries = []
-        if self.base is not None:
-            entries.append(self._entry(self._own(self.base), "base", "base", reference))
-        entries += [self._entry(model, label, "member", reference) for label, model in self.members.items()]
+        entries = [] if base is None else [self._entry(base, "base", "base", reference)]
+        entries += [self._entry(model, label, "member", reference) for label, model in own.items()]
         result = self._entry(merged, f"merged ({self.merge.method})", "merged", reference, notes)
         entries.append(msgspec.structs.replace(result, fidelity=None))
-        compare(entries, self.merge.accept, self.models.steps.emit)
+        compare(entries, self.models.steps.emit, refuses=self.merge.refuses)
         return merged, tuple(entries)
 
-    def _merged(self) -> tuple[TorchModel, tuple[str, ...]]:
-        bare = msgspec.structs.replace(self.plan.model, weights=None)
-        norms = self.merge.norms and "calibration" in self.models.data.sections
+    def _merged(
+        self, members: Mapping[str, TorchModel], base: TorchModel | None
+    ) -> tuple[TorchModel, tuple[str, ...]]:
+        bare = msgspec.structs.replace(next(iter(members.values())).plan, weights=None)
+        start = base if needs_base(self.merge) else None
+        calibrated = "calibration" in self.models.data.sections
+        scored = bool(self.merge.search) or self.merge.method == "greedy-soup"
         parts = {
             "architecture": sources.identify(bare).digest,
-            "members": [[self.members[member.label].content, member.weight] for member in self.merge.models],
-            "base": file_digest(self.base) if self.base and self.merge.method in NEEDS_BASE else None,
-            "method": self.merge.method,
-            "numbers": [getattr(self.merge, key) for key in ("scale", "density", "drop", "position", "seed")],
-            "norms": self.models.data.parts("calibration") if norms else None,
+            "members": [[members[one.label].content, one.weight] for one in self.merge.models],
+            "base": start.content if start is not None else None,
+            "numbers": numbers(self.merge),
+            "calibration": self.models.data.parts("calibration") if calibrated else None,
             "inputs": self.inputs,
-            "soup": [self.models.data.digests[self.models.data.judged], judged_by(self.plan.evaluation)]
-            if self.merge.method == "greedy-soup"
-            else None,
+            "scored": [self.models.data.judged_parts(), judged_by(self.plan.evaluation)] if scored else None,
             "versions": versions("torch"),
         }
         stored = self.models.steps.stored(
-            "merge", 1, parts, lambda folder: self._build(folder, norms), label=f"merge ({self.merge.method})"
+            "merge",
+            1,
+            parts,
+            lambda folder: self._build(folder, members, start),
+            label=f"merge ({self.merge.method})",
+            total=self.merge.search or None,
         )
         model = TorchModel(plan=bare, kind="factory", content=stored.content, folder=stored.folder)
         return model, load_json(stored.folder / "notes.json", tuple[str, ...])
 
-    def _build(self, folder: Path, norms: bool) -> None:
+    def _build(self, folder: Path, members: Mapping[str, TorchModel], base: TorchModel | None) -> None:
         from exporter.compress import batch_norms, reestimate_norms
-        from exporter.merge import Recipe, greedy_soup, merge_states, strangers
 
-        notes: list[str] = []
-        with self._states() as states:
-            base = states.pop("base", None)
-            if self.merge.method == "greedy-soup":
-                state, chosen = greedy_soup(states, self._score)
-                notes.append(f"{', '.join(chosen)} went into the soup, chosen on the evaluation data")
-            else:
-                recipe = Recipe(
-                    method=self.merge.method,
-                    weights={member.label: member.weight for member in self.merge.models},
-                    scale=self.merge.scale,
-                    density=self.merge.density,
-                    drop=self.merge.drop,
-                    position=self.merge.position,
-                    seed=self.merge.seed,
-                )
-                state = merge_states(states, recipe, base=base)
-            for left, right, distance in strangers(states):
-                notes.append(
-                    f"'{left}' and '{right}' share no base (their weights are {distance:.2f} lengths apart): merging "
-                    "such weights rarely works"
-                )
-        write_model(folder, state, ())
-        if norms:
-            model = self._own(folder / STATE)
+        structures = {label: model.structure for label, model in members.items()}
+        first = next(iter(structures))
+        if other := next((label for label in structures if structures[label] != structures[first]), None):
+            raise ModelError(
+                f"'{first}' and '{other}' were compressed to different architectures, whose weights cannot be merged",
+                where='[merge] order = "compress-first"',
+                hint='merge first, or keep every model in the graph: `method = "stack"` or `"fuse"`',
+            )
+        weighing = Weighing(self.models, self.plan, self.merge, self.inputs, members)
+        state, notes = weighing.state(base, folder)
+        write_model(folder, state, structures[first])
+        if self.merge.norms and "calibration" in self.models.data.sections:
+            plan = msgspec.structs.replace(members[first].plan, weights=None)
+            content = file_digest(folder / STATE)
+            model = TorchModel(plan=plan, kind="factory", content=content, folder=folder)
             module = self.models.prepared(model, self.inputs).flat.inner
             if count := len(batch_norms(module)):
                 call = self.models.call(model, self.inputs)
                 module = reestimate_norms(module, self.models.calibration(self.inputs), call=call)
-                write_model(folder, module.state_dict(), ())
+                write_model(folder, module.state_dict(), structures[first])
                 notes.append(f"the statistics of {count} batch norms were estimated again on the calibration inputs")
         elif self.merge.norms:
             notes.append("batch norms keep merged statistics: there are no calibration inputs to estimate them on")
@@ -134,46 +122,30 @@ class Merging:
         plan = msgspec.structs.replace(self.plan.model, weights=weights)
         return TorchModel(plan=plan, kind="factory", content=sources.identify(plan).digest)
 
-    @contextmanager
-    def _states(self) -> Iterator[dict[str, State]]:
-        """Members by name, and `base` where the method needs one; .safetensors files stay on disk."""
-        from exporter.merge import LoadedState, open_states
-
-        files = {member.label: member.weights for member in self.merge.models if member.weights is not None}
-        if self.base is not None and self.merge.method in NEEDS_BASE:
-            files["base"] = self.base
-        lazy = [label for label, path in files.items() if path.suffix.lower() == ".safetensors"]
-        with open_states([files[label] for label in lazy]) as opened:
-            found: dict[str, State] = dict(zip(lazy, opened, strict=True))
-            for label, path in files.items():
-                if label not in found:
-                    state = sources.read_state(path, allow_pickle=self.plan.model.allow_pickle)
-                    found[label] = LoadedState(state)
-            yield {label: found[label] for label in files}
-
-    def _score(self, state: Mapping[str, Tensor]) -> float:
-        """The metric of a state dict, with its norms re-estimated where the plan asks for it."""
-        from exporter.compress import reestimate_norms
-        from exporter.onnx_export import prepare_module, torch_session
-
-        first = next(iter(self.members.values()))
-        module = sources.load_factory(msgspec.structs.replace(self.plan.model, weights=None))
-        module.load_state_dict(dict(state))
-        if self.merge.norms and "calibration" in self.models.data.sections:
-            call = self.models.call(first, self.inputs)
-            module = reestimate_norms(module, self.models.calibration(self.inputs), call=call)
-        fidelity = judge(
-            self.models.data,
-            self.inputs,
-            self.models.outputs(first, self.inputs, "run the first member"),
-            torch_session(prepare_module(module, self.inputs, self.plan.model.outputs)),
-            self.plan.evaluation,
-            runs_in="torch",
-            progress=lambda done: None,
-        )
-        if fidelity.metric is None:
-            raise ValueError("a score needs labels")
-        return fidelity.metric.value
+    def _check_data(self) -> None:
+        """Says before any work what the method needs and does not have."""
+        method = self.merge.method
+        if method in KNOWING and "calibration" not in self.models.data.sections:
+            raise DataError(
+                f"'{method}' looks at what each model does with real inputs, and there are none",
+                where="[calibration]",
+                hint='add `[calibration] data = "file.npz"`, or take `average`',
+            )
+        if method == "greedy-soup" or self.merge.search:
+            if self.merge.labels:
+                self.models.data.learning(self.inputs)
+            elif judged_by(self.plan.evaluation) is None:
+                what = (
+                    "a greedy soup adds models while the metric does not fall"
+                    if not self.merge.search
+                    else ("coefficients are searched by the metric")
+                )
+                raise DataError(
+                    f"{what}, and there are no labels",
+                    where="merge.search" if self.merge.search else "merge.method",
+                    hint="name the labels, `[evaluation] labels = ...` or `[merge] labels = ...` of the calibration "
+                    "data, or take `average`",
+                )
 
     def _entry(
         self, model: TorchModel, name: str, role: str, reference: Reference, notes: tuple[str, ...] = ()

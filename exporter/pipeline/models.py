@@ -105,6 +105,19 @@ class Models:
         parts = {"source": model.content, "outputs": model.plan.outputs, "versions": versions("torch")}
         return stored_outputs(self.data, self.steps, inputs, parts, session, label=label)
 
+    def output_names(self, model: TorchModel, inputs: Inputs, data: Path) -> tuple[str, ...]:
+        """What a model's outputs are called.
+
+        Args:
+            model: is run once.
+            inputs: of the model.
+            data: folder of the checked data, with examples of inputs.
+        """
+        from exporter.pipeline.arrays import read_groups
+
+        (example,) = read_groups(data / "example.npz", ["0"])
+        return self.prepared(model, inputs).names(example)
+
     def calibration(self, inputs: Inputs) -> Iterator[tuple[Tensor, ...]]:
         """One pass over the calibration inputs, as tensors in the order of the model's inputs."""
         import numpy as np

@@ -16,6 +16,7 @@ from exporter.pipeline.merging import Merging
 from exporter.pipeline.models import Inputs, Models, TorchModel
 from exporter.pipeline.results import DataChecked
 from exporter.pipeline.steps import Steps
+from exporter.pipeline.transferring import Transferring
 from exporter.plan import Plan
 from exporter.sources import Source
 
@@ -71,15 +72,15 @@ class Rework:
     def _run(self, inputs: Inputs, checked: DataChecked, data: Path) -> Reworked:
         if self.plan.merge is None and self.plan.compress is None:
             return self.done(inputs)
-        history: tuple[HistoryEntry, ...] = ()
         trained = TorchModel(plan=self.plan.model, kind=self.source.kind, content=self.source.digest)
         if self.source.kind == "onnx":  # Its members were put together before, as files.
             return Reworked(trained=trained, final=trained, history=())
-        if self.plan.merge is not None and self.plan.merge.method in COMPOSED:
-            composing = Composing(self.models, self.plan, inputs, checked, data)
-            trained, history = composing.run(composing.members())
-        elif self.plan.merge is not None:
-            trained, history = Merging(self.models, self.plan, inputs, checked, data).run()
+        if self.plan.merge is not None and self.plan.merge.order == "compress-first":
+            return self._compressed_first(inputs, checked, data)
+        history: tuple[HistoryEntry, ...] = ()
+        if self.plan.merge is not None:
+            merging = self._merging(inputs, checked, data)
+            trained, history = merging.run(merging.members())
         reference = self.models.outputs(trained, inputs)
         if not history:
             itself = self.models.judged(trained, inputs, reference, "the trained model")
@@ -98,3 +99,31 @@ class Rework:
             final, steps = compressing.run(trained, reference)
             history += steps
         return Reworked(trained=trained, final=final, history=history)
+
+    def _merging(self, inputs: Inputs, checked: DataChecked, data: Path) -> Merging | Composing | Transferring:
+        method = self.plan.merge.method if self.plan.merge else ""
+        room = Composing if method in COMPOSED else Transferring if method == "transfer" else Merging
+        return room(self.models, self.plan, inputs, checked, data)
+
+    def _compressed_first(self, inputs: Inputs, checked: DataChecked, data: Path) -> Reworked:
+        """Does the steps of [compress] on each member, and merges what comes out.
+
+        Members that stay in the graph are judged as they were: what is exported has to keep up with that.
+        """
+        if self.plan.compress is None:
+            raise ValueError("the plan compresses nothing")
+        merging = self._merging(inputs, checked, data)
+        members = merging.members()
+        models = self.models if not isinstance(merging, Composing) else self.models.without_metric()
+        compressing = Compressing(models, self.plan.compress, inputs, checked, data)
+        smaller, steps = {}, []
+        for label, member in members.items():
+            reference = models.outputs(member, inputs, f"run {label}")
+            smaller[label], entries = compressing.run(member, reference)
+            steps += [msgspec.structs.replace(entry, name=f"{label}: {entry.name}") for entry in entries]
+        if not isinstance(merging, Composing):
+            trained, history = merging.run(smaller)
+            return Reworked(trained=trained, final=trained, history=(*steps, *history))
+        trained, history = merging.run(members)
+        final, entry = merging.compressed(smaller, self.models.outputs(trained, inputs))
+        return Reworked(trained=trained, final=final, history=(*history, *steps, entry))

@@ -9,7 +9,7 @@ import msgspec
 
 from exporter.errors import InputError, StageError
 from exporter.merge.wiring import output_name, running_order
-from exporter.pipeline.composing import member_plan
+from exporter.pipeline.composing import known_classes, member_plan
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
 from exporter.plan_types import ModelPlan
@@ -41,8 +41,7 @@ def stacked_file(plan: Plan, source: Source, steps: Steps) -> ModelPlan:
 
         fusion = None
         if merge.method == "fuse":
-            known = [one for member in merge.models for one in member.classes]
-            total = (len(plan.model.labels) or max(known) + 1) if known else 0
+            total = known_classes(plan)
             fusion = Fusion(
                 by=merge.by,
                 weights=tuple(member.weight for member in merge.models),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.support import Workplace, refused
 
@@ -176,3 +176,81 @@ def test_a_fresh_student_is_taught_and_made_again_from_its_arguments(place: Work
     assert document["variants"][0]["fidelity"]["metric"]["value"] == pytest.approx(student["metric"])
     assert "held-out loss" in student["notes"][0]
     assert (bundle / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_merging_by_what_members_do_with_real_inputs(place: Workplace, method: str) -> None:
+    document, _ = place.built(plan(place, f'[merge]\nmethod = "{method}"\naccept = "worse"\n' + members("a", "b")))
+    assert document["history"][-1]["metric"] > document["history"][0]["metric"]
+    assert not list(place.cache.rglob("*.known.safetensors"))
+
+
+def test_coefficients_are_searched_within_a_budget_and_never_end_worse(place: Workplace) -> None:
+    fixed = '[merge]\nmethod = "task-arithmetic"\nscale = 1.4\naccept = "worse"\n'
+    before, _ = place.built(plan(place, fixed + members("a", "b")))
+    document, _ = place.built(plan(place, fixed + "search = 6\n" + members("a", "b")))
+    assert document["history"][-1]["metric"] >= before["history"][-1]["metric"]
+    note = document["history"][-1]["notes"][0]
+    assert "6 evaluations on the evaluation data" in note
+
+
+def test_a_search_without_labels_says_where_labels_go(place: Workplace) -> None:
+    file = plan(place, '[merge]\nmethod = "ties"\nsearch = 5\n' + members("a", "b"))
+    file.write_text(file.read_text().replace('labels = "y"', 'ignore = ["y"]'))
+    refused(place.run("build", file), 3, "there are no labels", "[evaluation] labels")
+
+
+def test_members_are_compressed_first_where_the_plan_says_so(place: Workplace) -> None:
+    steps = '[[compress.steps]]\nmethod = "distil"\nepochs = 2\n'
+    merge = '[merge]\norder = "compress-first"\naccept = "worse"\n' + members("a", "b")
+    document, _ = place.built(plan(place, steps + merge))
+    assert [entry["name"] for entry in document["history"]] == [
+        "base: 1 distil", "a: 1 distil", "b: 1 distil", "base", "a", "b", "merged (average)",
+    ]  # fmt: skip
+    steps = '[[compress.steps]]\nmethod = "low-rank"\nrank = 4\n'
+    fuse = '[merge]\nmethod = "fuse"\norder = "compress-first"\naccept = "worse"\n' + members("a", "b")
+    file = plan(place, steps + fuse, gate=1.0)
+    file.write_text(file.read_text().replace('weights = "base.safetensors"\n', ""))
+    document, _ = place.built(file)
+    history = {entry["name"]: entry for entry in document["history"]}
+    last = history["fused (mean) of compressed members"]
+    assert last["role"] == "step"
+    assert last["cost"]["macs"] < history["fused (mean)"]["cost"]["macs"]
+    # What is exported is judged against the members as they were.
+    fidelity = document["variants"][0]["fidelity"]
+    assert fidelity["metric"]["reference"] == history["fused (mean)"]["metric"]
+    assert fidelity["outputs"][0]["sqnr_db"] == pytest.approx(last["fidelity"]["outputs"][0]["sqnr_db"], abs=0.01)
+
+
+def test_compressing_first_needs_something_to_compress(place: Workplace) -> None:
+    file = plan(place, '[merge]\norder = "compress-first"\n' + members("a", "b"))
+    refused(place.run("build", file), 3, "merge.order", "there are none")
+
+
+def test_a_student_learns_from_teachers_whose_classes_stand_elsewhere(place: Workplace) -> None:
+    text = FACTORY.replace("make()", "make(width=32, classes=2)").replace("Linear(32, 32)", "Linear(32, width)")
+    place.write("model.py", text.replace("Linear(32, 2)", "Linear(width, classes)"))
+    swapped = dict(load_file(place / "b.safetensors"))
+    for name in ("3.weight", "3.bias"):
+        swapped[name] = swapped[name].flip(0)
+    save_file(swapped, place / "swapped.safetensors")
+    merge = (
+        '[merge]\nmethod = "transfer"\n[merge.teaching]\nfuse = "confidence"\nrate = 0.02\n'
+        '[[merge.models]]\nweights = "a.safetensors"\nclasses = [0, 2]\nargs = {}\n'
+        '[[merge.models]]\nweights = "swapped.safetensors"\nclasses = [2, 0]\nargs = {}\n'
+    )
+    file = plan(place, merge)
+    file.write_text(file.read_text().replace('weights = "base.safetensors"', "args = { width = 6, classes = 3 }"))
+    with np.load(place / "eval.npz") as arrays:
+        place.npz("eval.npz", x=arrays["x"], y=2 * arrays["y"])
+    document, _ = place.built(file)
+    history = {entry["name"]: entry for entry in document["history"]}
+    assert list(history) == ["a", "swapped", "student"]
+    assert history["student"]["cost"]["parameters"] == 32 * 6 + 6 + 18 + 3
+    assert min(entry["metric"] for entry in history.values()) > 0.7
+    assert "held-out loss" in history["student"]["notes"][0]
+
+
+def test_a_student_whose_outputs_do_not_match_is_refused(place: Workplace) -> None:
+    merge = '[merge]\nmethod = "transfer"\n[[merge.models]]\nweights = "a.safetensors"\nclasses = [0, 2]\n'
+    refused(place.run("build", plan(place, merge)), 3, "do not match", "[[2]]", "[[3]]", "classes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from exporter.compress.calling import plainly
 from exporter.errors import ModelError
-from exporter.merge import LoadedState, Recipe, State, check_alike, greedy_soup, merge_states, open_states, strangers
+from exporter.merge import (
+    LoadedState,
+    Recipe,
+    State,
+    check_alike,
+    fisher_information,
+    grams,
+    greedy_soup,
+    merge_states,
+    open_states,
+    search,
+    strangers,
+)
 
 NUMBERS = st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4)
 
@@ -188,3 +201,71 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(ModelError, match="damaged"), open_states([path]):
         pass
+
+
+def test_fisher_keeps_the_values_that_matter_to_each_model() -> None:
+    members = states(a=weight(1.0, 0.0, 3.0), b=weight(0.0, 2.0, 5.0))
+    knowledge = states(a=weight(4.0, 0.0, 0.0), b=weight(0.0, 4.0, 0.0))
+    merged = merge_states(members, Recipe(method="fisher"), knowledge=knowledge)["w"]
+    # Where nothing matters to either, the mean is taken.
+    assert merged.tolist() == pytest.approx([1.0, 2.0, 4.0])
+
+
+def test_fisher_information_is_large_where_the_output_depends_on_a_weight() -> None:
+    layer = torch.nn.Linear(2, 3, bias=False)
+    inputs = torch.tensor([[1.0, 0.0]]).repeat(64, 1)
+    found = fisher_information(layer, [(inputs,)], call=plainly)["weight"]
+    chances = torch.softmax(layer(inputs[:1]), -1)[0]
+    # For one layer of logits the exact value is p (1 - p) x^2; answers are drawn, 64 of them.
+    torch.testing.assert_close(found[:, 0], (chances * (1 - chances)).detach(), atol=0.15, rtol=0)
+    assert found[:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(6, 4), lambda: torch.nn.Conv2d(2, 4, 3, padding=1)])
+def test_regmean_answers_more_like_each_model_on_its_own_inputs_than_the_average(
+    make: Callable[[], torch.nn.Module],
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    layers = [make(), make()]
+    shape = (64, 6) if isinstance(layers[0], torch.nn.Linear) else (16, 2, 8, 8)
+    # Each model sees other directions of the input.
+    seen = [torch.randn(shape, generator=random) for _ in layers]
+    seen[0][:, : shape[1] // 2] *= 0.1
+    seen[1][:, shape[1] // 2 :] *= 0.1
+    named = states(**{str(index): layer.state_dict() for index, layer in enumerate(layers)})
+    known = [grams(layer, [(inputs,)], call=plainly) for layer, inputs in zip(layers, seen, strict=True)]
+    knowledge = states(**{str(index): one for index, one in enumerate(known)})
+    errors = {}
+    for method in ("average", "regmean"):
+        merged = make()
+        merged.load_state_dict(
+            merge_states(named, Recipe(method=method), knowledge=knowledge if method == "regmean" else None)
+        )
+        with torch.no_grad():
+            wanted = [layer(inputs) for layer, inputs in zip(layers, seen, strict=True)]
+            errors[method] = sum(
+                float((merged(inputs) - answer).square().mean()) for inputs, answer in zip(seen, wanted, strict=True)
+            )
+    assert errors["regmean"] < 0.7 * errors["average"]
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.integers(1, 40))
+def test_a_search_keeps_its_budget_and_never_ends_below_its_start(x: float, y: float, budget: int) -> None:
+    asked: list[Mapping[str, float]] = []
+
+    def score(values: Mapping[str, float]) -> float:
+        asked.append(values)
+        return -((values["x"] - x) ** 2) - (values["y"] - y) ** 2
+
+    found = search({"x": 0.0, "y": 0.0}, {"x": (-1, 1), "y": (-1, 1)}, score, budget)
+    assert len(asked) == found.evaluations <= budget
+    assert found.score >= found.start
+    assert found.score == max(map(score, list(asked)))
+    assert all(-1 <= value <= 1 for values in asked for value in values.values())
+
+
+def test_a_search_with_enough_budget_comes_close() -> None:
+    found = search({"x": 0.0}, {"x": (0, 1)}, lambda values: -abs(values["x"] - 0.7), 30)
+    assert found.values["x"] == pytest.approx(0.7, abs=0.03)

@@ -1,0 +1,176 @@
+"""[merge] method = "transfer": one student learns from several teachers of any architecture and any classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from exporter import sources
+from exporter.artifacts import HistoryEntry, canonical
+from exporter.errors import DataError, ModelError
+from exporter.pipeline.comparing import compare
+from exporter.pipeline.composing import known_classes, member_plan
+from exporter.pipeline.composition import Composition, MemberModel
+from exporter.pipeline.models import Inputs, Models, TorchModel, write_model
+from exporter.pipeline.results import DataChecked, Reference, load_json
+from exporter.pipeline.steps import versions
+from exporter.plan import Plan
+from exporter.plan_types import MergeModelPlan, MergePlan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Transferring:
+    """Teaches the model of [model] to answer as the models of [merge] do, without labels."""
+
+    def __init__(self, models: Models, plan: Plan, inputs: Inputs, checked: DataChecked, data: Path) -> None:
+        if plan.merge is None:
+            raise ValueError("the plan merges nothing")
+        self.models = models
+        self.plan = plan
+        self.merge: MergePlan = plan.merge
+        self.inputs = inputs
+        self.checked = checked
+        self.data = data
+        if "calibration" not in models.data.sections:
+            raise DataError(
+                "a student is taught on real inputs, and there are none",
+                where="[calibration]",
+                hint='add `[calibration] data = "file.npz"`; no labels are needed',
+            )
+
+    def members(self) -> dict[str, TorchModel]:
+        """The teachers as their files have them."""
+        found = {}
+        for member in self.merge.models:
+            plan = member_plan(self.plan, member)
+            source = sources.identify(plan)
+            if source.kind == "onnx":
+                raise ModelError(
+                    f"'{member.label}' is a ready .onnx file, which cannot teach",
+                    where="[[merge.models]] source",
+                    hint="give the factory or the torch.export .pt2 that it was exported from",
+                )
+            found[member.label] = TorchModel(plan=plan, kind=source.kind, content=source.digest)
+        return found
+
+    def run(self, members: Mapping[str, TorchModel]) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
+        """The student, and the table of it and its teachers.
+
+        Args:
+            members: the teachers by name.
+
+        Raises:
+            ModelError: outputs of student and teachers do not match.
+            GateError: the student is worse than the best teacher, and `accept` is `better`.
+        """
+        student, notes = self._taught(members)
+        reference = self.models.outputs(student, self.inputs)
+        names = self.models.output_names(student, self.inputs, self.data)
+        entries = []
+        for member in self.merge.models:
+            teacher = self._judgeable(member, members[member.label], names)
+            entries.append(self._entry(teacher, member.label, "member", reference))
+        result = self._entry(student, "student", "merged", reference)
+        entries.append(msgspec.structs.replace(result, fidelity=None, notes=notes))
+        compare(entries, self.models.steps.emit, refuses=self.merge.refuses)
+        return student, tuple(entries)
+
+    def _taught(self, members: Mapping[str, TorchModel]) -> tuple[TorchModel, tuple[str, ...]]:
+        label = "teach the student"
+        source = sources.identify(self.plan.model)
+        parts = {
+            "student": source.digest,
+            "teachers": [[members[one.label].content, one.classes, one.inputs] for one in self.merge.models],
+            "teaching": self.merge.teaching,
+            "total": known_classes(self.plan),
+            "inputs": self.inputs,
+            "calibration": self.models.data.parts("calibration"),
+            "versions": versions("torch"),
+        }
+        stored = self.models.steps.stored(
+            "transfer", 1, parts, lambda folder: self._build(folder, members, label), label=label,
+            total=self.merge.teaching.epochs,
+        )  # fmt: skip
+        bare = msgspec.structs.replace(self.plan.model, weights=None)
+        student = TorchModel(plan=bare, kind="factory", content=stored.content, folder=stored.folder)
+        return student, load_json(stored.folder / "notes.json", tuple[str, ...])
+
+    def _build(self, folder: Path, members: Mapping[str, TorchModel], label: str) -> None:
+        import torch
+
+        from exporter.compress import Teaching, distil
+        from exporter.onnx_export import FlatModule, prepare_module
+
+        teaching = self.merge.teaching
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(teaching.seed)
+            student = prepare_module(sources.load_factory(self.plan.model), self.inputs).flat
+        teachers = [self._teacher(member, members[member.label]) for member in self.merge.models]
+        batches = list(self.models.calibration(self.inputs))
+        try:
+            taught = distil(
+                student,
+                teachers,
+                tuple(torch.cat(parts) for parts in zip(*batches, strict=True)),
+                Teaching(**msgspec.structs.asdict(teaching)),
+                progress=self.models.steps.progress(label),
+            )
+        except ModelError as error:
+            raise ModelError(
+                error.what,
+                where='[merge] method = "transfer"',
+                why=error.why,
+                hint="give the student as many outputs, and as many classes, as its teachers have together; "
+                "`classes` says which classes a teacher knows",
+            ) from error
+        assert isinstance(taught.student, FlatModule)
+        write_model(folder, taught.student.inner.state_dict(), ())
+        note = (
+            f"taught by {len(teachers)}: held-out loss {taught.before:.4g} -> {taught.best:.4g} after {taught.epoch} "
+            f"of {teaching.epochs} epochs; {taught.stopped}"
+        )
+        (folder / "notes.json").write_bytes(canonical((note,)))
+
+    def _teacher(self, member: MergeModelPlan, model: TorchModel) -> nn.Module:
+        from exporter.merge import Teacher
+        from exporter.onnx_export import prepare_module
+
+        flat = prepare_module(self._alone(member, model).load(), self.inputs).flat
+        return Teacher(flat, member.classes, known_classes(self.plan))
+
+    def _alone(self, member: MergeModelPlan, model: TorchModel) -> TorchModel:
+        """A teacher that takes the inputs of the plan."""
+        part = MemberModel(label=member.label, model=model, takes=member.inputs)
+        composition = Composition(members=(part,), inputs=tuple(spec.name for spec in self.inputs))
+        plan = msgspec.structs.replace(self.plan.model, weights=None, outputs=())
+        return TorchModel(plan=plan, kind="factory", content=composition.content, composition=composition)
+
+    def _judgeable(self, member: MergeModelPlan, model: TorchModel, names: tuple[str, ...]) -> TorchModel:
+        """A teacher whose outputs have the student's names, and its classes' places among all."""
+        from exporter.merge import Fusion
+
+        alone = self._alone(member, model)
+        assert alone.composition is not None
+        total = known_classes(self.plan)
+        fusion = Fusion(by="mean", weights=(1.0,))
+        if member.classes:
+            fusion = Fusion(by="probabilities", weights=(1.0,), classes=(member.classes,), total=total)
+        composition = msgspec.structs.replace(alone.composition, fusion=fusion)
+        plan = msgspec.structs.replace(alone.plan, outputs=names)
+        return msgspec.structs.replace(alone, plan=plan, content=composition.content, composition=composition)
+
+    def _entry(self, model: TorchModel, name: str, role: str, reference: Reference) -> HistoryEntry:
+        fidelity = self.models.judged(model, self.inputs, reference, name)
+        return HistoryEntry(
+            name=name,
+            role=role,  # type: ignore[arg-type]
+            digest=model.content,
+            cost=self.models.cost(model, self.inputs, self.checked, self.data),
+            fidelity=fidelity,
+            metric=fidelity.metric.value if fidelity.metric else None,
+        )
