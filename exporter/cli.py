@@ -289,6 +289,25 @@ def compare(**options: Any) -> None:
     report_commands.compare(**options)
 
 
+@_command(
+    "edge-exporter report bundles --open",
+    "edge-exporter report bundles --history --ops --output build.html",
+    "edge-exporter report bundles --format md --output -",
+)
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--format", "form", type=click.Choice(["html", "md"]), default="html", show_default=True)
+@click.option("--output", metavar="FILE", help="The file to write, `-` for stdout (default: report.html, report.md).")
+@click.option("--history", is_flag=True, help="Add what was measured of these models before, over time.")
+@click.option("--ops", "operators", is_flag=True, help="Measure time by operator now, in runs of their own.")
+@click.option("--open", "show", is_flag=True, help="Open the report in a browser.")
+@_common
+def report(**options: Any) -> None:
+    """Write one page about the bundles in a folder: HTML with plots, or Markdown."""
+    from exporter import report_commands
+
+    report_commands.report(**options)
+
+
 @_command("edge-exporter targets", "edge-exporter targets --json")
 @_common
 def targets(**options: Any) -> None:

@@ -26,12 +26,13 @@ class StepProgress(Event, frozen=True, kw_only=True):
 
 
 class StepFinished(Event, frozen=True, kw_only=True):
-    """A step ended well; `cached` when its result was there already."""
+    """A step ended well; `cached` when its result was there already, and `key` its name in the store."""
 
     step: str
     cached: bool
     seconds: float
     detail: str = ""
+    key: str = ""
 
 
 class StepFailed(Event, frozen=True, kw_only=True):

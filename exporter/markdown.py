@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from exporter.views import printable
 
-SPECIAL = re.compile(r"([\\`*_\[\]{}#~|!@:])")
+SPECIAL = re.compile(r"([\\`*_\[\]{}#~|!@]|:(?=//)|(?<=www)\.)")
 
 
 def escaped(text: str) -> str:

@@ -68,3 +68,52 @@ def compare(
                 where=compared.b,
                 hint="`--remeasure` tells a slower bundle from a busy host; `edge-exporter show` has the details",
             )
+
+
+def report(
+    *,
+    folder: Path,
+    form: Literal["html", "md"],
+    output: str | None,
+    history: bool,
+    operators: bool,
+    show: bool,
+    **common: Any,
+) -> None:
+    """`edge-exporter report`."""
+    from exporter.pipeline.reporting import check_place, findings, write_report
+    from exporter.report import collect, html_page, markdown_page
+
+    name = output or f"report.{form}"
+    if name == "-" and show:
+        raise UsageError("--open needs a file, and `--output -` is stdout")
+    if name != "-":
+        check_place(Path(name))
+    with opened(**common) as (console, steps):
+        found = findings(folder, steps, history=history, operators=operators)
+        page = collect(found)
+        with steps.guarded("report"):
+            text = html_page(page) if form == "html" else markdown_page(page)
+        if name == "-":
+            console.result(text.rstrip("\n"))
+            console.document({"schema": 1, "report": text, "bundles": [str(view.path) for view in found.views]})
+            return
+        path = Path(name).absolute()
+        write_report(path, text)
+        console.result(f"report: {path}")
+        for left_out, why in found.unreadable:
+            console.result(f"left out: {left_out}: {why}")
+        console.document(
+            {
+                "schema": 1,
+                "report": str(path),
+                "bytes": len(text.encode()),
+                "bundles": [str(view.path) for view in found.views],
+                "left_out": [{"bundle": left_out, "why": why} for left_out, why in found.unreadable],
+            }
+        )
+        if show:
+            import webbrowser
+
+            if not webbrowser.open(path.as_uri()):
+                console.say(f"no browser was found: open {path.as_uri()}")

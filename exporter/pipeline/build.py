@@ -10,9 +10,11 @@ import msgspec
 
 from exporter.artifacts import NotMeasured, Profile
 from exporter.errors import ExporterError, MissingError
+from exporter.history import TargetRecord
 from exporter.pipeline.bundling import Bundling
 from exporter.pipeline.job import Job
 from exporter.pipeline.publish import Published, check_output, publish
+from exporter.pipeline.recording import Recorder
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan, TargetPlan
 from exporter.target_api import Target
@@ -44,6 +46,8 @@ def build(
         ExporterError: of the first target that fails, without `keep_going`.
     """
     check_output(output)
+    recorder = Recorder(steps)
+    steps = recorder.steps
     targets = {target.name: load_target(target.name) for target in plan.targets}
     job = Job(plan, steps)
     outcomes: list[Outcome] = []
@@ -54,7 +58,14 @@ def build(
             if not keep_going:
                 raise
             outcomes.append(TargetFailure(target=target_plan.name, error=error))
+    recorder.keep(plan.name, [_target_record(outcome) for outcome in outcomes])
     return outcomes
+
+
+def _target_record(outcome: Outcome) -> TargetRecord:
+    if isinstance(outcome, TargetFailure):
+        return TargetRecord(target=outcome.target, failed=outcome.error.what)
+    return TargetRecord(target=outcome.manifest.target, digest=outcome.manifest.digest)
 
 
 def _build_target(job: Job, target: Target, plan: TargetPlan, output: Path, steps: Steps) -> Published:

@@ -13,7 +13,9 @@ from exporter.devices import Device, profile_name
 from exporter.disk import writing_failed
 from exporter.errors import BundleError
 from exporter.events import Note
+from exporter.history import measurement
 from exporter.pipeline.publish import clear_partial, lock_of
+from exporter.pipeline.recording import remember
 from exporter.pipeline.steps import Steps
 from exporter.plan_types import ProfilePlan
 
@@ -55,6 +57,7 @@ def keep(
     named = msgspec.structs.replace(measured, device=device, provenance=provenance)
     profile = sealed_profile(named)
     write_atomically(bundle / PROFILES / profile_name(profile), canonical(profile))
+    remember(steps, measurement(manifest, profile))
     for flag in profile.flags:
         steps.emit(Note(text=f"latency: {flag}"))
     return profile

@@ -28,7 +28,9 @@ from exporter.devices import cpu_features, profile_name, run_bench
 from exporter.disk import DISK_FULL, sync_folder, sync_tree, writing_failed
 from exporter.errors import BundleError, ExporterError, OutputError
 from exporter.events import Note, StepFinished
+from exporter.history import measurement
 from exporter.pipeline.bundling import Drafted
+from exporter.pipeline.recording import remember
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan_types import ProfilePlan
 from exporter.store import ENTRY
@@ -224,6 +226,7 @@ def _profile(
         return NotMeasured(reason=error.what, command=command), manifest
     name = profile_name(profile)
     write_atomically(bundle / PROFILES / name, canonical(profile))
+    remember(steps, measurement(manifest, profile))
     return profile, _with_choice(bundle, manifest, choose(manifest, profile, name))
 
 

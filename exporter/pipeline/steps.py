@@ -125,7 +125,7 @@ class Steps:
         with self._failing(label):
             result = self.store.get_or_build(stage, key, lambda folder: self._guarded(label, build, folder))
         seconds = time.perf_counter() - started
-        self.emit(StepFinished(step=label, cached=result.cached, seconds=seconds))
+        self.emit(StepFinished(step=label, cached=result.cached, seconds=seconds, key=key))
         return result
 
     @contextmanager
