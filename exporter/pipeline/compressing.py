@@ -12,6 +12,7 @@ from exporter import sources
 from exporter.artifacts import HistoryEntry, canonical, file_digest
 from exporter.errors import DataError
 from exporter.pipeline.models import Inputs, Models, TorchModel, write_model
+from exporter.pipeline.racing import Race
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan_types import (
@@ -23,6 +24,7 @@ from exporter.plan_types import (
     NormsStep,
     PruneChannelsStep,
 )
+from exporter.registry import load_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +97,7 @@ class Compressing:
             "teacher": self.trained.content if isinstance(step, DistilStep) and not step.teachers else None,
             "inputs": self.inputs,
             "calibration": self.models.data.parts("calibration"),
+            "latency": self._raced(step),
             "versions": versions("torch", "torch-pruning"),
         }
         total = step.epochs if isinstance(step, DistilStep) else None
@@ -134,19 +137,45 @@ class Compressing:
 
         module = self.models.prepared(model, self.inputs).flat.inner
         what, target = step.goal
+        race = self._race(step, model, module) if what == "latency" else None
         pruned = prune_channels(
             module,
             lambda: self.models.calibration(self.inputs),
             ChannelPruning(**{key: getattr(step, key) for key in ChannelPruning.__dataclass_fields__}),
             target=target,
-            cost=self._share(what, module, model),
+            cost=race.share if race else self._share(what, module, model),
             what=what,
+            noisy=race is not None,
             call=self.models.call(model, self.inputs),
             progress=self.models.steps.progress(label),
         )
         widths = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in pruned.widths.items())
-        notes = (f"{what} {pruned.cost:.3f}x of the model before, {target:.3g}x asked for; channels: {widths}",)
+        how = f" on {race.target.name} ({race.host}, {pruned.tried} candidates measured)" if race else ""
+        notes = (f"{what} {pruned.cost:.3f}x of the model before{how}, {target:.3g}x asked for; channels: {widths}",)
         return Made(module=pruned.module, structure=(*model.structure, pruned.change), notes=notes + pruned.left)
+
+    def _raced(self, step: CompressStep) -> object:
+        """What decides a latency, beside the machine, which no result depends on by name."""
+        if not isinstance(step, PruneChannelsStep) or step.latency is None:
+            return None
+        name = step.target or self.models.plan.targets[0].name
+        plan = next(one for one in self.models.plan.targets if one.name == name)
+        target = load_target(name)
+        versions_ = versions(*target.distributions)
+        return [
+            name,
+            target.version,
+            plan.options,
+            plan.profile,
+            plan.export.opset,
+            self.checked.cases_digest,
+            versions_,
+        ]
+
+    def _race(self, step: PruneChannelsStep, model: TorchModel, module: nn.Module) -> Race:
+        name = step.target or self.models.plan.targets[0].name
+        plan = next(one for one in self.models.plan.targets if one.name == name)
+        return Race(load_target(name), plan, self.inputs, model.plan.outputs, self.checked, self.data, module)
 
     def _share(self, what: str, module: nn.Module, model: TorchModel) -> Callable[[nn.Module], float]:
         """The share that a candidate has of a module's cost."""

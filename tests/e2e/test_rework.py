@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support import Workplace, refused
+from tests.support import QUICK, Workplace, refused
 
 FACTORY = """
 import torch
@@ -145,6 +146,24 @@ def test_pruned_channels_reach_the_bundle_and_the_budget_is_kept(place: Workplac
     assert document["variants"][0]["fidelity"]["metric"]["value"] == pytest.approx(pruned["metric"])
     assert (bundle / "variants/fp32/model.onnx").stat().st_size < 0.8 * 4 * trained["cost"]["parameters"]
     assert place.build("plan.toml").rebuilt <= {"publish"}
+
+
+def test_channels_are_pruned_to_a_latency_that_was_measured(place: Workplace) -> None:
+    wide = FACTORY.replace("32, 32", "32, 2048").replace("nn.ReLU()", "nn.ReLU(), nn.Linear(2048, 512), nn.ReLU()")
+    place.write("model.py", wide.replace("nn.Linear(32, 2)", "nn.Linear(512, 2)"))
+    text = '[[compress.steps]]\nmethod = "prune-channels"\nlatency = {share}\nmultiple = 512\n'
+    file = plan(place, text.format(share=0.6), gate=1.0)
+    file.write_text(file.read_text().replace('weights = "base.safetensors"\n', ""))
+    document, _ = place.built(file)
+    trained, pruned = document["history"]
+    found = re.search(
+        r"latency (\S+)x of the model before on cpu \(.*, \d+ candidates measured\)", pruned["notes"][0]
+    )
+    assert found is not None
+    assert float(found[1]) <= 0.6
+    assert pruned["cost"]["macs"] < trained["cost"]["macs"]
+    file.write_text(file.read_text().replace("latency = 0.6", "latency = 0.0001"))
+    refused(place.run("build", file, *QUICK), 3, "latency of 0.0001x cannot be reached by pruning channels: the best reachable is")
 
 
 @pytest.mark.parametrize(
