@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import closest
-from exporter.plan_types import GOALS, CompressPlan, DistilStep, LowRankStep, ModelPlan, PruneChannelsStep
+from exporter.plan_types import (
+    GOALS,
+    CompressPlan,
+    DistilStep,
+    LowRankStep,
+    ModelPlan,
+    PruneChannelsStep,
+    PruneWeightsStep,
+)
 
 Tables = dict[str, Any]
 
@@ -94,6 +102,8 @@ def check_compress(compress: CompressPlan | None, targets: Sequence[str], proble
     for index, step in enumerate(compress.steps if compress else ()):
         if isinstance(step, PruneChannelsStep):
             problems += [f"compress.steps[{index}]{text}" for text in _pruning_problems(step, targets)]
+        if isinstance(step, PruneWeightsStep):
+            problems += [f"compress.steps[{index}]{text}" for text in _sparsity_problems(step)]
         if isinstance(step, LowRankStep) and (step.energy is None) == (step.rank is None):
             problems.append(f"compress.steps[{index}]: 'low-rank' needs either `energy` or `rank`")
         if isinstance(step, DistilStep):
@@ -102,6 +112,12 @@ def check_compress(compress: CompressPlan | None, targets: Sequence[str], proble
                 for path in step.teachers
                 if not _exists(path)
             ]
+            if step.source is not None and (file := file_part(step.source)) and not _exists(file):
+                problems.append(f"compress.steps[{index}].source: {file} does not exist")
+            if step.hard is not None and step.labels is None:
+                problems.append(f"compress.steps[{index}].hard: it weighs `labels`, and none are named")
+            if step.hint_weight is not None and not step.hints:
+                problems.append(f"compress.steps[{index}].hint_weight: there are no `hints`")
             if step.fuse == "confidence" and (step.loss == "mse" or len(step.teachers) < 2):
                 problems.append(f"compress.steps[{index}].fuse: 'confidence' chooses among teachers by their softmax")
 
@@ -121,6 +137,17 @@ def _pruning_problems(step: PruneChannelsStep, targets: Sequence[str]) -> list[s
     if step.importance == "lamp" and step.spread == "layer":
         found.append(".importance: within a layer 'lamp' is 'l2'; it needs `spread = \"global\"`")
     return found
+
+
+def _sparsity_problems(step: PruneWeightsStep) -> list[str]:
+    given = [name for name in ("sparsity", "threshold") if getattr(step, name) is not None]
+    if step.pattern == "2:4":
+        return [f".{name}: the pattern 2:4 is half zeros by itself" for name in given]
+    if len(given) != 1:
+        return [": 'prune-weights' needs either `sparsity` or `threshold`"]
+    if step.threshold is not None and step.spread == "global":
+        return [".spread: one `threshold` holds for all layers anyway"]
+    return []
 
 
 def check_preprocessing(model: ModelPlan | None, problems: list[str]) -> None:

@@ -255,15 +255,45 @@ class PruneChannelsStep(
         return next((name, value) for name in GOALS if (value := getattr(self, name)) is not None)
 
 
-class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="distil"):
-    """`method = "distil"`: the model learns to answer as its teachers do, on the calibration inputs without labels.
+class PruneWeightsStep(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="prune-weights"
+):
+    """`method = "prune-weights"`: single weights become zero; the compressed file shrinks, latency stays.
 
     Attributes:
-        student: arguments of the factory for a fresh student; without it the model itself is taught.
+        sparsity: share of the weights that become zero; not beside `threshold`.
+        threshold: weights whose importance is below it become zero.
+        importance: size of the weight (`magnitude`), times the norm of its input (`activation`), or times its
+            gradient (`taylor`), both on the calibration inputs.
+        spread: `sparsity` holds in every layer (`layer`), or in the model as a whole (`global`).
+        pattern: any weights (`free`), the lesser two of every four (`2:4`), or runs of four (`blocks`), both along
+            the inputs.
+        ignore: names of modules that stay as they are.
+    """
+
+    sparsity: Ratio | None = None
+    threshold: Annotated[float, Meta(gt=0)] | None = None
+    importance: Literal["magnitude", "activation", "taylor"] = "magnitude"
+    spread: Literal["layer", "global"] = "layer"
+    pattern: Literal["free", "2:4", "blocks"] = "free"
+    ignore: tuple[str, ...] = ()
+
+
+class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="distil"):
+    """`method = "distil"`: the model learns to answer as its teachers do, on the calibration inputs.
+
+    Attributes:
+        student: arguments of the factory for a fresh student; without it and `source` the model itself is taught.
+        source: another factory for a fresh student, `pkg.module:factory` or `file.py:factory`.
         teachers: state dicts for the factory of [model]; by default the trained model is the teacher.
         loss: `kl` between softmax outputs, for classifiers; `mse` between outputs, for anything else.
         temperature: that softens both sides of `kl`.
         fuse: several teachers are averaged (`mean`), or the surest one counts for each sample (`confidence`).
+        labels: name of an array in the calibration data with labels of the first output: class indices for `kl`,
+            values for `mse`; by default only teachers are learned from.
+        hard: weight of the labels beside the teachers; 0.3 where it is not set.
+        hints: module of the student -> module of the teachers whose output it is to resemble while it learns.
+        hint_weight: weight of the hints beside the rest; 1 where it is not set.
         epochs: passes over the inputs, at most.
         patience: epochs without a better result on the held-out fifth of the inputs, after which teaching stops.
         rate: peak learning rate of AdamW.
@@ -272,18 +302,28 @@ class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """
 
     student: dict[str, Any] | None = None
+    source: str | None = None
     teachers: tuple[Path, ...] = ()
     loss: Literal["kl", "mse"] = "kl"
     temperature: Annotated[float, Meta(gt=0)] = 4.0
     fuse: Literal["mean", "confidence"] = "mean"
+    labels: str | None = None
+    hard: Share | None = None
+    hints: dict[str, str] = {}
+    hint_weight: Annotated[float, Meta(gt=0)] | None = None
     epochs: Positive = 60
     patience: Positive = 15
     rate: Annotated[float, Meta(gt=0)] = 2e-3
     batch_size: Annotated[int, Meta(ge=2)] = 32
     seed: Annotated[int, Meta(ge=0)] = 0
 
+    @property
+    def fresh(self) -> bool:
+        """Whether a student of its own is made, instead of teaching the model."""
+        return self.student is not None or self.source is not None
 
-CompressStep = NormsStep | LowRankStep | PruneChannelsStep | DistilStep
+
+CompressStep = NormsStep | LowRankStep | PruneChannelsStep | PruneWeightsStep | DistilStep
 """One entry of `[[compress.steps]]`; `method` says which."""
 
 
@@ -292,9 +332,12 @@ class CompressPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     Attributes:
         steps: one table `[[compress.steps]]` each; `method` chooses among those below.
+        save: folder that receives the compressed model as `state.safetensors` and `structure.json`; not written
+            where it is not set.
     """
 
     steps: Annotated[tuple[CompressStep, ...], Meta(min_length=1)]
+    save: Path | None = None
 
 
 class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

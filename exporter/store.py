@@ -99,6 +99,7 @@ class Store:
         self._entries = root / LAYOUT
         self._locks = root / "locks"
         self._temp = root / "tmp"
+        self._unfinished = root / "unfinished"
 
     def find(self, stage: str, key: str) -> Path | None:
         """The folder of an intact entry, or None."""
@@ -140,6 +141,10 @@ class Store:
             finally:
                 self._clear_temp(key)
         return Stored(folder=folder, key=key, cached=False)
+
+    def unfinished(self, key: str) -> Path:
+        """A file that a stage may keep its progress in while it builds this key, and removes at the end."""
+        return self._unfinished / key
 
     @contextmanager
     def exclusive(self, name: str, *, wait: bool = True) -> Iterator[bool]:
@@ -200,12 +205,16 @@ class Store:
         return removed
 
     def _sweep(self) -> None:
-        """Removes temporary folders of runs that are gone, and entries that lack their entry.json."""
+        """Removes temporary folders and progress of runs that are gone, and entries that lack their entry.json."""
         for temp in self._temp.glob("*"):
             key = temp.name.partition("-")[0]
             with self.exclusive(key, wait=False) as held:
                 if held:
                     _delete(temp)
+        for file in self._unfinished.glob("*"):
+            with self.exclusive(file.name.partition(".")[0], wait=False) as held:
+                if held:
+                    _delete(file)
         for folder in self._entries.glob("*/*"):
             with self.exclusive(folder.name, wait=False) as held:
                 if held and not (folder / ENTRY).exists():

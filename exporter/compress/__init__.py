@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exporter.compress.calling import Batch, Batches, Call
     from exporter.compress.channels import ChannelPruning, PrunedChannels, prune_channels
-    from exporter.compress.counting import count_macs, measure_cost
+    from exporter.compress.counting import compressed_bytes, count_macs, measure_cost
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
-    from exporter.compress.structure import LowRank, Structure, Widths, apply_structure, read_structure
+    from exporter.compress.structure import (
+        LowRank,
+        Sparse,
+        Structure,
+        Widths,
+        apply_structure,
+        read_structure,
+        sparse_weights,
+    )
     from exporter.compress.teaching import Taught, Teaching, distil
+    from exporter.compress.weights import WeightPruning, prune_weights
 
 __all__ = [
     "Batch",
@@ -24,19 +33,24 @@ __all__ = [
     "ChannelPruning",
     "LowRank",
     "PrunedChannels",
+    "Sparse",
     "Structure",
     "Taught",
     "Teaching",
+    "WeightPruning",
     "Widths",
     "apply_structure",
     "batch_norms",
+    "compressed_bytes",
     "count_macs",
     "distil",
     "factorise",
     "measure_cost",
     "prune_channels",
+    "prune_weights",
     "read_structure",
     "reestimate_norms",
+    "sparse_weights",
 ]
 
 _LATE = {
@@ -47,9 +61,14 @@ _LATE = {
     "ChannelPruning": "channels",
     "PrunedChannels": "channels",
     "prune_channels": "channels",
+    "WeightPruning": "weights",
+    "prune_weights": "weights",
+    "Sparse": "structure",
+    "sparse_weights": "structure",
     "Batch": "calling",
     "Batches": "calling",
     "Call": "calling",
+    "compressed_bytes": "counting",
     "count_macs": "counting",
     "measure_cost": "counting",
     "batch_norms": "norms",

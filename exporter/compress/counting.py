@@ -16,15 +16,13 @@ def measure_cost(module: nn.Module, batch: Batch, *, call: Call = plainly) -> Mo
     """Counts a module's cost; MACs are counted while it runs on `batch`, and divided by its samples."""
     parameters = list(module.parameters())
     values = sum(tensor.numel() for tensor in parameters)
-    state = [
-        tensor.detach().contiguous() for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor)
-    ]
+    state = _state(module)
     zeros = sum(int((tensor == 0).sum()) for tensor in parameters)
     return ModelCost(
         parameters=values,
         macs=count_macs(module, batch, call=call),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
-        compressed_bytes=_compressed(state),
+        compressed_bytes=compressed_bytes(module),
         zeros=zeros / values if values else 0.0,
     )
 
@@ -41,7 +39,8 @@ def count_macs(module: nn.Module, batch: Batch, *, call: Call = plainly) -> int:
     return int(counter.get_total_flops()) // (2 * samples)
 
 
-def _compressed(tensors: list[torch.Tensor]) -> int | None:
+def compressed_bytes(module: nn.Module) -> int | None:
+    """Bytes of parameters and buffers after zstd, each tensor for itself; None where zstandard is not installed."""
     try:
         import zstandard
     except ImportError:
@@ -49,6 +48,12 @@ def _compressed(tensors: list[torch.Tensor]) -> int | None:
     compressor = zstandard.ZstdCompressor(level=LEVEL)
     return sum(
         len(compressor.compress(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()))
-        for tensor in tensors
+        for tensor in _state(module)
         if tensor.numel()
     )
+
+
+def _state(module: nn.Module) -> list[torch.Tensor]:
+    return [
+        tensor.detach().contiguous() for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor)
+    ]

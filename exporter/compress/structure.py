@@ -30,7 +30,13 @@ class Widths(Value, frozen=True, kw_only=True, tag="widths"):
     shapes: dict[str, tuple[int, ...]]
 
 
-Structure = tuple[LowRank | Widths, ...]
+class Sparse(Value, frozen=True, kw_only=True, tag="sparse"):
+    """Weights whose zeros are meant, by name: what is taught later leaves them zero."""
+
+    weights: tuple[str, ...]
+
+
+Structure = tuple[LowRank | Widths | Sparse, ...]
 """Changes in the order in which they were made."""
 
 
@@ -48,11 +54,18 @@ def apply_structure(module: nn.Module, structure: Structure) -> nn.Module:
     for change in structure:
         if isinstance(change, Widths):
             _apply_widths(module, change)
-        else:
+        elif isinstance(change, LowRank):
             from exporter.compress.low_rank import replace_by_pairs
 
             replace_by_pairs(module, change.ranks)
     return module
+
+
+def sparse_weights(module: nn.Module, structure: Structure) -> tuple[str, ...]:
+    """Names of the weights whose zeros are meant, as far as later changes have left them."""
+    known = {name for name, _ in module.named_parameters()}
+    names = [name for change in structure if isinstance(change, Sparse) for name in change.weights]
+    return tuple(name for name in dict.fromkeys(names) if name in known)
 
 
 def widths_between(before: nn.Module, after: nn.Module) -> Widths:

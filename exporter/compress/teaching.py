@@ -1,21 +1,36 @@
-"""A student taught by one or several teachers, on unlabelled inputs (Hinton 2015, arXiv 1503.02531)."""
+"""A student taught by one or several teachers, with or without labels (Hinton 2015, arXiv 1503.02531)."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from exporter.compress.calling import Batch, Call, plainly
+from exporter.compress.lessons import (
+    WHERE,
+    Hints,
+    answers_of,
+    check_outputs,
+    checked_labels,
+    goals_of,
+    hard_loss,
+    soft_loss,
+)
 from exporter.errors import ModelError
 
 HELD_OUT = 0.2
 """Share of the inputs that the student is judged on and never learns from."""
+KEEP_SECONDS = 2.0
+"""How much teaching a kill may cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +44,9 @@ class Teaching:
     rate: float = 1e-3
     batch_size: int = 32
     fuse: Literal["mean", "confidence"] = "mean"
+    hard: float = 0.3
+    hints: Mapping[str, str] = field(default_factory=dict)
+    hint_weight: float = 1.0
     seed: int = 0
 
 
@@ -42,6 +60,7 @@ class Taught:
         best: the same of this student.
         epoch: after which this student was taken; 0 is the untaught one.
         stopped: why teaching ended.
+        resumed: after which epoch a killed run was taken up; 0 where there was none.
     """
 
     student: nn.Module
@@ -49,6 +68,7 @@ class Taught:
     best: float
     epoch: int
     stopped: str
+    resumed: int = 0
 
 
 def distil(
@@ -57,137 +77,191 @@ def distil(
     inputs: Batch,
     teaching: Teaching,
     *,
+    labels: Tensor | None = None,
+    zeros: Sequence[str] = (),
     call: Call = plainly,
     progress: Callable[[int], None] = lambda epoch: None,
+    unfinished: Path | None = None,
 ) -> Taught:
-    """Teaches a copy of a student to answer as its teachers do; no labels are used.
+    """Teaches a copy of a student to answer as its teachers do; on a GPU where torch has one.
 
     Args:
         student: left unchanged.
         teachers: their answers are the goal; each gives as many outputs of the same shapes as the student.
         inputs: all samples, one tensor an input, along axis 0.
         teaching: loss and numbers.
+        labels: of all samples, for the first output; `teaching.hard` weighs them. None: teachers alone.
+        zeros: names of weights whose zeros stay.
         call: runs a module on a batch.
         progress: told how many epochs are done.
+        unfinished: a file that keeps the state between epochs, taken up when it is there and removed at the end.
 
     Raises:
-        ModelError: outputs of student and teachers differ in number or shape, or there are too few samples.
+        DataError: the labels do not fit.
+        ModelError: outputs of student and teachers differ in number or shape, hints name no modules, or there are
+            too few samples.
     """
     samples = len(inputs[0])
     held = max(1, round(HELD_OUT * samples))
     if samples - held < 2:
         raise ModelError(f"{samples} samples are too few to teach and to judge on", where="[calibration]")
-    random = torch.Generator().manual_seed(teaching.seed)
-    order = torch.randperm(samples, generator=random)
-    goals = _goals(teachers, inputs, teaching, call)
-    taught = copy.deepcopy(student).requires_grad_(True)
-    _check_outputs(taught, inputs, goals, call)
-    judged, learned = order[:held], order[held:]
-    loss_of = _kl if teaching.loss == "kl" else _mse
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = tuple(tensor.to(device) for tensor in inputs)
+    answers = answers_of(teachers, inputs, call, device)
+    goals = goals_of(answers, teaching.loss, teaching.temperature, teaching.fuse)
+    taught = copy.deepcopy(student).requires_grad_(True).to(device)
+    check_outputs(taught, inputs, goals, call)
+    targets = None if labels is None else checked_labels(labels.to(device), goals[0], teaching.loss)
+    with torch.random.fork_rng(devices=[]):  # Dropout and maps between features, the same each time.
+        torch.manual_seed(teaching.seed)
+        hints = Hints(teaching.hints, taught, teachers, inputs, call) if teaching.hints else None
+        lesson = _Lesson(taught, inputs, goals, targets, hints, teaching, call, held)
+        result = lesson.run(zeros, progress, unfinished)
+    if unfinished is not None:
+        unfinished.unlink(missing_ok=True)
+    return result
 
-    def held_out() -> float:
-        taught.eval()
-        with torch.no_grad():
-            answers = call(taught, tuple(tensor[judged] for tensor in inputs))
-            return float(loss_of(answers, [goal[judged] for goal in goals], teaching.temperature))
 
-    before = best = held_out()
-    kept, kept_epoch, stopped = copy.deepcopy(taught.state_dict()), 0, "all epochs done"
-    if not math.isfinite(before):
-        raise ModelError(
-            "the student's loss is not finite before it has learned anything",
-            where='[[compress.steps]] method = "distil"',
-            hint="look at the student's outputs: NaN or infinity in them cannot be taught away",
+class _Lesson:
+    """The epochs of one student."""
+
+    def __init__(
+        self,
+        taught: nn.Module,
+        inputs: Batch,
+        goals: Sequence[Tensor],
+        labels: Tensor | None,
+        hints: Hints | None,
+        teaching: Teaching,
+        call: Call,
+        held: int,
+    ) -> None:
+        self.taught, self.inputs, self.goals, self.labels = taught, inputs, goals, labels
+        self.hints, self.teaching, self.call = hints, teaching, call
+        self.random = torch.Generator().manual_seed(teaching.seed)
+        order = torch.randperm(len(inputs[0]), generator=self.random)
+        self.judged, self.learned = order[:held], order[held:]
+        self.batches = max(1, len(self.learned) // teaching.batch_size)
+        parameters = [*taught.parameters(), *(hints.parameters() if hints else ())]
+        self.optimizer = torch.optim.AdamW(parameters, teaching.rate, weight_decay=1e-4)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, teaching.rate, total_steps=self.batches * teaching.epochs
         )
-    optimizer = torch.optim.AdamW(taught.parameters(), teaching.rate, weight_decay=1e-4)
-    steps = max(1, len(learned) // teaching.batch_size) * teaching.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, teaching.rate, total_steps=steps)
-    for epoch in range(1, teaching.epochs + 1):
-        taught.train()
-        shuffled = learned[torch.randperm(len(learned), generator=random)]
-        for index in range(max(1, len(learned) // teaching.batch_size)):
-            chosen = shuffled[index * teaching.batch_size : (index + 1) * teaching.batch_size]
-            answers = call(taught, tuple(tensor[chosen] for tensor in inputs))
-            loss = loss_of(answers, [goal[chosen] for goal in goals], teaching.temperature)
-            if not torch.isfinite(loss):
-                stopped = f"the loss became {loss.item()} in epoch {epoch}: the best student before is kept"
+
+    def run(self, zeros: Sequence[str], progress: Callable[[int], None], unfinished: Path | None) -> Taught:
+        """All epochs, from where a killed run was."""
+        teaching, taught = self.teaching, self.taught
+        masks = [(taught.get_parameter(name), taught.get_parameter(name) != 0) for name in zeros]
+        before = best = self._held_out()
+        kept, kept_epoch, stopped = _copied(taught), 0, "all epochs done"
+        if not math.isfinite(before):
+            raise ModelError(
+                "the student's loss is not finite before it has learned anything",
+                where=WHERE,
+                hint="look at the student's outputs: NaN or infinity in them cannot be taught away",
+            )
+        first, saved = 1, time.monotonic()
+        if state := _read(unfinished):
+            self._restore(state)
+            best, kept, kept_epoch, first = state["best"], state["kept"], state["kept_epoch"], state["epoch"] + 1
+        resumed = first - 1
+        for epoch in range(first, teaching.epochs + 1):
+            if epoch - 1 - kept_epoch >= teaching.patience:
+                stopped = f"no better for {teaching.patience} epochs"
                 break
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(taught.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-        else:
-            reached = held_out()
+            if bad := self._epoch(masks):
+                stopped = f"the loss became {bad} in epoch {epoch}: the best student before is kept"
+                break
+            reached = self._held_out()
             if math.isfinite(reached) and reached < best:
-                best, kept, kept_epoch = reached, copy.deepcopy(taught.state_dict()), epoch
+                best, kept, kept_epoch = reached, _copied(taught), epoch
             progress(epoch)
-            if epoch - kept_epoch < teaching.patience:
-                continue
-            stopped = f"no better for {teaching.patience} epochs"
-        break
-    taught.load_state_dict(kept)
-    taught.eval().requires_grad_(False)
-    return Taught(student=taught, before=before, best=best, epoch=kept_epoch, stopped=stopped)
-
-
-def _goals(teachers: Sequence[nn.Module], inputs: Batch, teaching: Teaching, call: Call) -> list[Tensor]:
-    """What the student is to answer: the teachers' outputs, for KL as probabilities at the temperature."""
-    answers: list[list[Tensor]] = []
-    for teacher in teachers:
-        taught_by = copy.deepcopy(teacher).eval()
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(inputs[0]), 256):
-                parts.append(call(taught_by, tuple(tensor[start : start + 256] for tensor in inputs)))
-        answers.append([torch.cat(outputs) for outputs in zip(*parts, strict=True)])
-    shapes = {tuple(tuple(output.shape) for output in outputs) for outputs in answers}
-    if len(shapes) > 1:
-        raise ModelError(
-            "the teachers' outputs differ in number or shape",
-            where='[[compress.steps]] method = "distil"',
-            why="; ".join(str([list(shape) for shape in one]) for one in sorted(shapes)),
-        )
-    goals = []
-    for outputs in zip(*answers, strict=True):
-        if teaching.loss == "mse":
-            goals.append(torch.stack(outputs).mean(0))
-            continue
-        chances = torch.stack([torch.softmax(output / teaching.temperature, -1) for output in outputs])
-        if teaching.fuse == "confidence":
-            # For each sample the teacher that is surest of it: teachers of different classes know different samples.
-            sure = torch.stack([torch.softmax(output, -1).amax(-1, keepdim=True) for output in outputs])
-            chances = chances * (sure == sure.amax(0, keepdim=True))
-            chances = chances / chances.sum((0, -1), keepdim=True)
-            goals.append(chances.sum(0))
+            if unfinished is not None and time.monotonic() - saved >= KEEP_SECONDS:
+                _write(
+                    unfinished, self._state() | {"best": best, "kept": kept, "kept_epoch": kept_epoch, "epoch": epoch}
+                )
+                saved = time.monotonic()
         else:
-            goals.append(chances.mean(0))
-    return goals
+            if teaching.epochs - kept_epoch >= teaching.patience:
+                stopped = f"no better for {teaching.patience} epochs"
+        taught.load_state_dict(kept)
+        student = taught.eval().requires_grad_(False).to("cpu")
+        return Taught(student=student, before=before, best=best, epoch=kept_epoch, stopped=stopped, resumed=resumed)
+
+    def _epoch(self, masks: Sequence[tuple[nn.Parameter, Tensor]]) -> str:
+        """Learns once from every sample; says what the loss became where it is no number any more."""
+        self.taught.train()
+        size = self.teaching.batch_size
+        shuffled = self.learned[torch.randperm(len(self.learned), generator=self.random)]
+        for index in range(self.batches):
+            loss = self._loss(shuffled[index * size : (index + 1) * size], hinted=True)
+            if not torch.isfinite(loss):
+                return str(loss.item())
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(self.taught.parameters(), 5.0)
+            self.optimizer.step()
+            self.schedule.step()
+            with torch.no_grad():
+                for weight, mask in masks:
+                    weight.mul_(mask)
+        return ""
+
+    def _held_out(self) -> float:
+        self.taught.eval()
+        with torch.no_grad():
+            return float(self._loss(self.judged, hinted=False))
+
+    def _loss(self, chosen: Tensor, *, hinted: bool) -> Tensor:
+        teaching = self.teaching
+        batch = tuple(tensor[chosen] for tensor in self.inputs)
+        hints = self.hints if hinted else None
+        with ExitStack() as stack:
+            own = stack.enter_context(hints.watching(self.taught)) if hints else {}
+            answers = self.call(self.taught, batch)
+        loss = soft_loss(answers, [goal[chosen] for goal in self.goals], teaching.loss, teaching.temperature)
+        if self.labels is not None:
+            hard = hard_loss(answers[0], self.labels[chosen], teaching.loss)
+            loss = (1 - teaching.hard) * loss + teaching.hard * hard
+        return loss + teaching.hint_weight * hints.loss(own, batch) if hints else loss
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "student": self.taught.state_dict(),
+            "maps": self.hints.state_dict() if self.hints else {},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "order": self.random.get_state(),
+            "random": torch.get_rng_state(),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.taught.load_state_dict(state["student"])
+        if self.hints:
+            self.hints.load_state_dict(state["maps"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.random.set_state(state["order"])
+        torch.set_rng_state(state["random"])
 
 
-def _check_outputs(student: nn.Module, inputs: Batch, goals: Sequence[Tensor], call: Call) -> None:
-    student.eval()
-    with torch.no_grad():
-        answers = call(student, tuple(tensor[:2] for tensor in inputs))
-    got, wanted = [list(answer.shape[1:]) for answer in answers], [list(goal.shape[1:]) for goal in goals]
-    if got != wanted:
-        raise ModelError(
-            "the student's outputs do not match the teachers'",
-            where='[[compress.steps]] method = "distil"',
-            why=f"for one sample the student gives {got}, the teachers {wanted}",
-            hint="give the student as many outputs, and as many classes, as its teachers have",
-        )
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def _kl(answers: Sequence[Tensor], goals: Sequence[Tensor], temperature: float) -> Tensor:
-    losses = [
-        nn.functional.kl_div(torch.log_softmax(answer / temperature, -1), goal, reduction="none").sum(-1).mean()
-        for answer, goal in zip(answers, goals, strict=True)
-    ]
-    # Gradients shrink with the square of the temperature.
-    return torch.stack(losses).sum() * temperature**2
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    torch.save(dict(state), partial)
+    partial.replace(path)
 
 
-def _mse(answers: Sequence[Tensor], goals: Sequence[Tensor], temperature: float) -> Tensor:
-    losses = [nn.functional.mse_loss(answer, goal) for answer, goal in zip(answers, goals, strict=True)]
-    return torch.stack(losses).sum()
+def _read(path: Path | None) -> dict[str, Any] | None:
+    """What a killed run left; None where there is nothing that can be read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = torch.load(path, weights_only=True)
+    except Exception:  # A damaged file only costs the epochs that it held.
+        return None
+    return found if isinstance(found, dict) else None

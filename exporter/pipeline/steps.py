@@ -99,6 +99,10 @@ class Steps:
         """The store's key of a stage's result; another version of the exporter's own code makes another key."""
         return stage_key(stage, stage_version, {**parts, "exporter": code_digest()})
 
+    def unfinished(self, stage: str, stage_version: int, parts: Mapping[str, Any]) -> Path:
+        """A file that a stage may keep its progress in, for the run that follows a killed one."""
+        return self.store.unfinished(self.key(stage, stage_version, parts))
+
     def stored(
         self,
         stage: str,

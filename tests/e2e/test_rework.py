@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support import QUICK, Workplace, refused
+from exporter.compress import apply_structure, read_structure
+from tests.support import QUICK, Workplace, refused, run_bundle
 
 FACTORY = """
 import torch
@@ -148,6 +150,22 @@ def test_pruned_channels_reach_the_bundle_and_the_budget_is_kept(place: Workplac
     assert place.build("plan.toml").rebuilt <= {"publish"}
 
 
+def test_the_pruned_model_is_saved_without_a_pickle_and_made_again_by_its_factory(place: Workplace) -> None:
+    step = '[[compress.steps]]\nmethod = "prune-channels"\nparameters = 0.6\n'
+    _, bundle = place.built(plan(place, f'[compress]\nsave = "small"\n{step}', gate=1.0))
+    namespace: dict[str, Any] = {}
+    exec(FACTORY, namespace)
+    model = apply_structure(namespace["make"](), read_structure((place / "small/structure.json").read_bytes()))
+    model.load_state_dict(load_file(place / "small/state.safetensors"))
+    assert model[1].out_features == 16
+    x = np.load(place / "eval.npz")["x"][:5]
+    (answers,) = run_bundle(bundle, {"x": x}, place.folder).values()
+    np.testing.assert_allclose(answers, model(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+    assert sorted(file.name for file in (place / "small").iterdir()) == ["state.safetensors", "structure.json"]
+    plan(place, f'[compress]\nsave = "base.safetensors"\n{step}', gate=1.0)
+    refused(place.run("build", "plan.toml"), 3, "base.safetensors", hint=False)
+
+
 def test_channels_are_pruned_to_a_latency_that_was_measured(place: Workplace) -> None:
     wide = FACTORY.replace("32, 32", "32, 2048").replace("nn.ReLU()", "nn.ReLU(), nn.Linear(2048, 512), nn.ReLU()")
     place.write("model.py", wide.replace("nn.Linear(32, 2)", "nn.Linear(512, 2)"))
@@ -163,7 +181,11 @@ def test_channels_are_pruned_to_a_latency_that_was_measured(place: Workplace) ->
     assert float(found[1]) <= 0.6
     assert pruned["cost"]["macs"] < trained["cost"]["macs"]
     file.write_text(file.read_text().replace("latency = 0.6", "latency = 0.0001"))
-    refused(place.run("build", file, *QUICK), 3, "latency of 0.0001x cannot be reached by pruning channels: the best reachable is")
+    refused(
+        place.run("build", file, *QUICK),
+        3,
+        "latency of 0.0001x cannot be reached by pruning channels: the best reachable is",
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,3 +295,46 @@ def test_a_student_learns_from_teachers_whose_classes_stand_elsewhere(place: Wor
 def test_a_student_whose_outputs_do_not_match_is_refused(place: Workplace) -> None:
     merge = '[merge]\nmethod = "transfer"\n[[merge.models]]\nweights = "a.safetensors"\nclasses = [0, 2]\n'
     refused(place.run("build", plan(place, merge)), 3, "do not match", "[[2]]", "[[3]]", "classes")
+
+
+def test_a_sparse_model_stays_sparse_while_it_is_taught_with_labels(place: Workplace) -> None:
+    x = np.load(place / "calib.npz")["x"]
+    place.npz("calib.npz", x=x, y=(x[:, :16].sum(1) > x[:, 16:].sum(1)).astype(np.int64))
+    steps = '[[compress.steps]]\nmethod = "prune-weights"\nsparsity = 0.75\nimportance = "activation"\n'
+    steps += '[[compress.steps]]\nmethod = "distil"\nlabels = "y"\nepochs = 20\nhints = { "1" = "1" }\n'
+    document, _ = place.built(plan(place, steps, gate=1.0))
+    trained, sparse, taught = document["history"]
+    assert taught["cost"]["zeros"] == sparse["cost"]["zeros"] > 0.7 > trained["cost"]["zeros"]
+    assert "weights after zstd" in sparse["notes"][0]
+    assert taught["cost"]["compressed_bytes"] < 0.5 * trained["cost"]["compressed_bytes"]
+    assert taught["metric"] >= sparse["metric"]
+
+
+def test_a_student_of_another_factory_is_taught(place: Workplace) -> None:
+    place.write("student.py", FACTORY.replace("make()", "tiny(width)").replace("32, 32", "32, width").replace(
+        "nn.Linear(32, 2)", "nn.Linear(width, 2)"))  # fmt: skip
+    step = '[[compress.steps]]\nmethod = "distil"\nsource = "student.py:tiny"\nstudent = { width = 5 }\nepochs = 9\n'
+    document, _ = place.built(plan(place, step, gate=1.0))
+    assert document["history"][1]["cost"]["parameters"] == 32 * 5 + 5 + 10 + 2
+    place.write("student.py", (place / "student.py").read_text().replace("(width, 2)", "(width, 3)"))
+    refused(place.run("build", "plan.toml"), 3, "student's outputs do not match", "gives [[3]], the teachers [[2]]")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ('method = "distil"\nlabels = "y"', "no labels 'y' to learn from"),
+        ('method = "distil"\nhard = 0.5', "it weighs `labels`, and none are named"),
+        ('method = "distil"\nhint_weight = 2.0', "there are no `hints`"),
+        ('method = "distil"\nhints = { "7" = "1" }', "the student has no module '7'"),
+        ('method = "distil"\nsource = "gone.py:make"', "gone.py does not exist"),
+        ('method = "prune-weights"', "needs either `sparsity` or `threshold`"),
+        ('method = "prune-weights"\nsparsity = 0.5\npattern = "2:4"', "half zeros by itself"),
+        ('method = "prune-weights"\nsparsity = 1.0', "compress.steps[0].sparsity"),
+        ('method = "prune-weights"\nthreshold = 99.0', "every weight would become zero"),
+        ('method = "prune-weights"\nsparsity = 0.5\nignore = ["1x"]', "the model has no module '1x'"),
+    ],
+)
+def test_a_step_that_cannot_be_done_is_refused_in_one_message(place: Workplace, values: str, said: str) -> None:
+    refused(place.run("build", plan(place, f"[[compress.steps]]\n{values}\n")), 3, said)
+    assert place.bundles() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from exporter.compress import (
     read_structure,
     reestimate_norms,
 )
-from exporter.errors import ModelError
+from exporter.errors import DataError, ModelError
 
 
 def net() -> nn.Module:
@@ -186,3 +187,91 @@ def test_the_surest_teacher_counts_for_each_sample() -> None:
     teaching = Teaching(epochs=40, patience=40, rate=1e-2, fuse="confidence", temperature=1.0)
     taught = distil(classifier(1, classes=2), [Knows(0), Knows(1)], inputs, teaching)
     assert (taught.student(inputs[0]).argmax(1) == (inputs[0][:, 0] > 0)).float().mean() > 0.95
+
+
+def labels() -> Tensor:
+    return classifier(7)(samples()[0]).argmax(1)
+
+
+def test_labels_are_learned_beside_the_teacher() -> None:
+    teaching = Teaching(epochs=40, patience=40, rate=1e-2, hard=1.0)
+    taught = distil(classifier(1), [classifier(0)], samples(), teaching, labels=labels())
+    agreement = (taught.student(samples()[0]).argmax(1) == labels()).float().mean()
+    assert agreement > 0.9 > (classifier(0)(samples()[0]).argmax(1) == labels()).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"), [(torch.full((160,), 3), "kl"), (torch.zeros(160), "kl"), (torch.zeros(160, 2), "mse")]
+)
+def test_labels_that_fit_no_output_are_refused(given: Tensor, loss: str) -> None:
+    teaching = Teaching(loss=loss)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="labels do not fit the student's first output"):
+        distil(classifier(1), [classifier(0)], samples(), teaching, labels=given)
+
+
+def test_values_are_learned_with_mse() -> None:
+    teaching = Teaching(loss="mse", hard=1.0, epochs=60, patience=60, rate=1e-2)
+    values = classifier(7)(samples()[0]).detach()
+    taught = distil(classifier(1), [classifier(0)], samples(), teaching, labels=values)
+    assert taught.best < taught.before / 3
+
+
+def test_hints_bring_features_together_although_widths_differ() -> None:
+    teaching = Teaching(epochs=25, patience=25, rate=1e-2, hints={"2": "2"}, hint_weight=100.0)
+    plain = distil(classifier(1, width=12), [classifier(0)], samples(), Teaching(epochs=25, patience=25, rate=1e-2))
+    hinted = distil(classifier(1, width=12), [classifier(0)], samples(), teaching)
+
+    def explained(student: nn.Module) -> float:
+        """Share of the teacher's features that a linear map of the student's gives."""
+        own, goal = student[:3](samples()[0]).detach(), classifier(0)[:3](samples()[0]).detach()
+        mapped = own @ torch.linalg.lstsq(own, goal).solution
+        return 1 - float((mapped - goal).square().mean() / goal.square().mean())
+
+    assert explained(hinted.student) > explained(plain.student) + 0.02
+    assert hinted.best < hinted.before
+
+
+def test_hints_that_join_nothing_are_refused() -> None:
+    with pytest.raises(ModelError, match="the student has no module '9'"):
+        distil(classifier(1), [classifier(0)], samples(), Teaching(hints={"9": "2"}))
+    with pytest.raises(ModelError, match="the teacher has no module '9'"):
+        distil(classifier(1), [classifier(0)], samples(), Teaching(hints={"2": "9"}))
+    flat = nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Linear(4, 4), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(ModelError, match="joins layers of different shapes"):
+        distil(flat, [classifier(0)], samples(), Teaching(hints={"1": "0"}))
+
+
+def test_zeros_that_are_meant_stay_zero() -> None:
+    student = classifier(1)
+    with torch.no_grad():
+        student[0].weight[:, ::2] = 0
+    taught = distil(student, [classifier(0)], samples(), Teaching(epochs=5, rate=1e-2), zeros=["0.weight"])
+    assert bool((taught.student[0].weight[:, ::2] == 0).all())
+    assert bool((taught.student[0].weight[:, 1::2] != 0).all())
+    freely = distil(student, [classifier(0)], samples(), Teaching(epochs=5, rate=1e-2))
+    assert bool((freely.student[0].weight[:, ::2] != 0).any())
+
+
+def test_teaching_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.compress.teaching.KEEP_SECONDS", 0.0)
+    teaching = Teaching(epochs=12, rate=1e-2, hints={"2": "2"})
+    whole = distil(classifier(1), [classifier(0)], samples(), teaching)
+    state, seen = tmp_path / "state", []
+
+    def killed(epoch: int) -> None:
+        if epoch == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(classifier(1), [classifier(0)], samples(), teaching, progress=killed, unfinished=state)
+    assert state.is_file()
+    again = distil(classifier(1), [classifier(0)], samples(), teaching, progress=seen.append, unfinished=state)
+    assert (again.resumed, seen[0]) == (4, 5)
+    assert again.best == whole.best
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(again.student.state_dict().values(), whole.student.state_dict().values(), strict=True)
+    )
+    assert not state.exists()
+    state.write_bytes(b"damaged")
+    assert distil(classifier(1), [classifier(0)], samples(), teaching, unfinished=state).resumed == 0

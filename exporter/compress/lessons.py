@@ -1,0 +1,231 @@
+"""What a student is to learn: goals from teachers, losses, and hints between the layers of both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from exporter.compress.calling import Batch, Call
+from exporter.errors import DataError, ModelError, closest
+
+WHERE = '[[compress.steps]] method = "distil"'
+AT_ONCE = 256
+"""Samples that teachers answer together."""
+
+
+def answers_of(teachers: Sequence[nn.Module], inputs: Batch, call: Call, device: torch.device) -> list[list[Tensor]]:
+    """Outputs of each teacher on all inputs.
+
+    Raises:
+        ModelError: they differ in number or shape.
+    """
+    answers: list[list[Tensor]] = []
+    for teacher in teachers:
+        knows = copy.deepcopy(teacher).eval().to(device)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(inputs[0]), AT_ONCE):
+                parts.append(call(knows, tuple(tensor[start : start + AT_ONCE] for tensor in inputs)))
+        answers.append([torch.cat(outputs) for outputs in zip(*parts, strict=True)])
+    shapes = {tuple(tuple(output.shape) for output in outputs) for outputs in answers}
+    if len(shapes) > 1:
+        raise ModelError(
+            "the teachers' outputs differ in number or shape",
+            where=WHERE,
+            why="; ".join(str([list(shape) for shape in one]) for one in sorted(shapes)),
+        )
+    return answers
+
+
+def goals_of(
+    answers: Sequence[Sequence[Tensor]], loss: str, temperature: float, fuse: Literal["mean", "confidence"]
+) -> list[Tensor]:
+    """What the student is to answer: the teachers' outputs, for `kl` as probabilities at the temperature."""
+    goals = []
+    for outputs in zip(*answers, strict=True):
+        if loss == "mse":
+            goals.append(torch.stack(outputs).mean(0))
+            continue
+        chances = torch.stack([torch.softmax(output / temperature, -1) for output in outputs])
+        if fuse == "confidence":
+            # For each sample the teacher that is surest of it: teachers of different classes know different samples.
+            sure = torch.stack([torch.softmax(output, -1).amax(-1, keepdim=True) for output in outputs])
+            chances = chances * (sure == sure.amax(0, keepdim=True))
+            chances = chances / chances.sum((0, -1), keepdim=True)
+            goals.append(chances.sum(0))
+        else:
+            goals.append(chances.mean(0))
+    return goals
+
+
+def check_outputs(student: nn.Module, inputs: Batch, goals: Sequence[Tensor], call: Call) -> None:
+    """Holds that a student answers in the shapes of its goals.
+
+    Raises:
+        ModelError: it does not.
+    """
+    student.eval()
+    with torch.no_grad():
+        answers = call(student, tuple(tensor[:2] for tensor in inputs))
+    got, wanted = [list(answer.shape[1:]) for answer in answers], [list(goal.shape[1:]) for goal in goals]
+    if got != wanted:
+        raise ModelError(
+            "the student's outputs do not match the teachers'",
+            where=WHERE,
+            why=f"for one sample the student gives {got}, the teachers {wanted}",
+            hint="give the student as many outputs, and as many classes, as its teachers have",
+        )
+
+
+def checked_labels(labels: Tensor, goal: Tensor, loss: str) -> Tensor:
+    """Labels as the loss takes them: class indices for `kl`, values in the output's shape for `mse`.
+
+    Raises:
+        DataError: they are neither.
+    """
+    if loss == "mse":
+        fits, wanted = labels.shape == goal.shape, f"values of shape {list(goal.shape[1:])}"
+        labels = labels.to(goal.dtype)
+    else:
+        whole = not labels.is_floating_point()
+        fits = whole and goal.dim() == 2 and labels.shape == goal.shape[:1]
+        fits = fits and 0 <= int(labels.min()) <= int(labels.max()) < goal.shape[1]
+        wanted = f"class indices below {goal.shape[-1]}"
+        labels = labels.long()
+    if not fits:
+        raise DataError(
+            "the labels do not fit the student's first output",
+            where=f"{WHERE}, labels",
+            why=f"one sample has {str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape[1:])}; "
+            f'`loss = "{loss}"` takes {wanted}',
+            hint="remove `labels`: teachers are enough",
+        )
+    return labels
+
+
+def soft_loss(answers: Sequence[Tensor], goals: Sequence[Tensor], loss: str, temperature: float) -> Tensor:
+    """Distance from the teachers' answers, summed over outputs."""
+    if loss == "mse":
+        losses = [nn.functional.mse_loss(answer, goal) for answer, goal in zip(answers, goals, strict=True)]
+        return torch.stack(losses).sum()
+    losses = [
+        nn.functional.kl_div(torch.log_softmax(answer / temperature, -1), goal, reduction="none").sum(-1).mean()
+        for answer, goal in zip(answers, goals, strict=True)
+    ]
+    # Gradients shrink with the square of the temperature.
+    return torch.stack(losses).sum() * temperature**2
+
+
+def hard_loss(answer: Tensor, labels: Tensor, loss: str) -> Tensor:
+    """Distance from the labels."""
+    return nn.functional.mse_loss(answer, labels) if loss == "mse" else nn.functional.cross_entropy(answer, labels)
+
+
+class Hints(nn.Module):
+    """Layers of the student that are to answer as layers of its teachers do (FitNets, arXiv 1412.6550).
+
+    Where they differ in width, a linear map between them is learned beside the student and dropped afterwards.
+    """
+
+    def __init__(
+        self, pairs: Mapping[str, str], student: nn.Module, teachers: Sequence[nn.Module], inputs: Batch, call: Call
+    ) -> None:
+        super().__init__()
+        self.pairs, self.call = dict(pairs), call
+        check_hints(pairs, student, "student")
+        for teacher in teachers:
+            check_hints({name: name for name in pairs.values()}, teacher, "teacher")
+        self.teachers = [copy.deepcopy(teacher).eval().to(inputs[0].device) for teacher in teachers]
+        few = tuple(tensor[:2] for tensor in inputs)
+        with torch.no_grad(), self.watching(student) as own:
+            call(student, few)
+        self.maps = nn.ModuleList()
+        for features in self._taught(few):
+            maps = [self._map(name, own[name], features[other]) for name, other in self.pairs.items()]
+            self.maps.append(nn.ModuleList(maps))
+        self.to(inputs[0].device)
+
+    @contextmanager
+    def watching(self, student: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Features of the student's layers, by their names, as it runs."""
+        with _features(student, list(self.pairs)) as found:
+            yield found
+
+    def loss(self, own: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Mean square difference of all pairs and teachers, relative to the teachers' features."""
+        losses = []
+        for maps, features in zip(self.maps, self._taught(batch), strict=True):
+            assert isinstance(maps, nn.ModuleList)
+            for change, (name, other) in zip(maps, self.pairs.items(), strict=True):
+                goal = features[other]
+                mapped = change(own[name].movedim(_axis(own[name]), -1)).movedim(-1, _axis(own[name]))
+                losses.append(nn.functional.mse_loss(mapped, goal) / (goal.square().mean() + 1e-8))
+        return torch.stack(losses).mean()
+
+    def _taught(self, batch: Batch) -> list[dict[str, Tensor]]:
+        found = []
+        for teacher in self.teachers:
+            with torch.no_grad(), _features(teacher, list(self.pairs.values())) as features:
+                self.call(teacher, batch)
+            found.append(dict(features))
+        return found
+
+    def _map(self, name: str, own: Tensor, goal: Tensor) -> nn.Module:
+        axis = _axis(own)
+        mine, theirs = list(own.shape), list(goal.shape)
+        inner, outer = mine.pop(axis), theirs.pop(axis) if own.dim() == goal.dim() else 0
+        if own.dim() != goal.dim() or mine != theirs:
+            raise ModelError(
+                f"the hint '{name}' = '{self.pairs[name]}' joins layers of different shapes",
+                where=f"{WHERE}, hints",
+                why=f"for one sample the student's is {list(own.shape[1:])} and the teacher's {list(goal.shape[1:])}",
+                hint="join layers that differ in their number of channels only",
+            )
+        return nn.Identity() if inner == outer else nn.Linear(inner, outer, bias=False)
+
+
+def check_hints(pairs: Mapping[str, str], module: nn.Module, whose: str) -> None:
+    """Holds that hints name modules.
+
+    Raises:
+        ModelError: one does not; the closest is proposed.
+    """
+    known = [name for name, _ in module.named_modules() if name]
+    if unknown := [f"'{name}'{closest(name, known)}" for name in pairs if name not in known]:
+        raise ModelError(
+            f"the {whose} has no module {', '.join(unknown)}",
+            where=f"{WHERE}, hints",
+            hint=f"its modules: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}",
+        )
+
+
+@contextmanager
+def _features(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: nn.Module, inputs: object, output: object) -> None:
+        del layer, inputs
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"the layer '{name}' gives no tensor", where=f"{WHERE}, hints", hint="name a layer within it"
+            )
+        found[name] = output
+
+    make: Callable[[str], Callable[..., None]] = lambda name: partial(keep, name)  # noqa: E731
+    hooks = [module.get_submodule(name).register_forward_hook(make(name)) for name in names]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _axis(features: Tensor) -> int:
+    """Where channels are: second in images, last in sequences and vectors."""
+    return 1 if features.dim() == 4 else features.dim() - 1

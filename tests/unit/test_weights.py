@@ -1,0 +1,116 @@
+"""Weight pruning: which weights go, in which pattern, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from exporter.compress import WeightPruning, compressed_bytes, prune_weights, sparse_weights
+from exporter.errors import ModelError
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=2), nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    ).eval()  # fmt: skip
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def sparse(**how: object) -> tuple[nn.Module, tuple[str, ...]]:
+    module, change, notes = prune_weights(net(), lambda: [(images(),)], WeightPruning(**how))  # type: ignore[arg-type]
+    assert change.weights == sparse_weights(module, (change,))
+    return module.requires_grad_(False), notes
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in module.named_parameters() if tensor.dim() > 1}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.floats(0.1, 0.95),
+    st.sampled_from(["magnitude", "activation", "taylor"]),
+    st.sampled_from(["layer", "global"]),
+    st.sampled_from(["free", "blocks"]),
+)
+def test_the_share_asked_for_becomes_zero_and_all_else_stays(
+    sparsity: float, importance: str, spread: str, pattern: str
+) -> None:
+    module, _ = sparse(sparsity=sparsity, importance=importance, spread=spread, pattern=pattern)
+    before = net().state_dict()
+    pruned = {name for name, one in weights(module).items() if not (pattern == "blocks" and name == "0.weight")}
+    zeros = sum(int((weights(module)[name] == 0).sum()) for name in pruned)
+    total = sum(before[name].numel() for name in pruned)
+    assert zeros / total == pytest.approx(sparsity, abs=0.03)
+    for name, tensor in module.state_dict().items():
+        kept = tensor != 0 if name in pruned else torch.ones_like(tensor, dtype=torch.bool)
+        assert torch.equal(tensor[kept], before[name][kept])
+    if spread == "layer":
+        assert all(
+            (weights(module)[name] == 0).float().mean() == pytest.approx(sparsity, abs=0.07) for name in pruned
+        )
+
+
+def test_two_of_every_four_inputs_are_zero_and_the_larger_stay() -> None:
+    module, notes = sparse(pattern="2:4")
+    assert "0 left alone: its inputs do not divide into runs of 4" in notes
+    linear = module[8].weight.reshape(10, 4, 4)
+    assert bool(((linear == 0).sum(-1) == 2).all())
+    kept = net()[8].weight.reshape(10, 4, 4).abs().sort(-1).values[..., 2:].sum()
+    assert linear.abs().sum() == pytest.approx(float(kept))
+    conv = module[3].weight.movedim(1, -1).reshape(-1, 4)
+    assert bool(((conv == 0).sum(-1) == 2).all())
+
+
+def test_blocks_are_whole() -> None:
+    module, _ = sparse(sparsity=0.6, pattern="blocks")
+    zero = (module[8].weight.reshape(-1, 4) == 0).sum(-1)
+    assert set(zero.tolist()) == {0, 4}
+
+
+def test_a_threshold_acts_on_the_importance() -> None:
+    module, _ = sparse(threshold=0.05)
+    for name, before in weights(net()).items():
+        assert torch.equal(weights(module)[name] == 0, before.abs() < 0.05)
+
+
+def test_inputs_that_are_loud_keep_their_weights() -> None:
+    model = nn.Sequential(nn.Linear(8, 8, bias=False))
+    inputs = torch.ones(4, 8)
+    inputs[:, 0] = 1000
+    pruned, _, _ = prune_weights(model, lambda: [(inputs,)], WeightPruning(importance="activation", sparsity=0.875))
+    assert bool((pruned[0].weight[:, 0] != 0).all())
+    assert bool((pruned[0].weight[:, 1:] == 0).all())
+
+
+def test_a_sparse_model_can_be_copied_and_compresses_better() -> None:
+    module, notes = sparse(sparsity=0.9)
+    again = copy.deepcopy(module)
+    assert torch.equal(again(images()), module(images()))
+    dense, small = compressed_bytes(net()), compressed_bytes(module)
+    assert dense is not None
+    assert small is not None
+    assert small < 0.4 * dense
+    assert notes[0].startswith("90.")
+
+
+def test_what_would_do_nothing_or_leave_nothing_is_refused() -> None:
+    with pytest.raises(ModelError, match="no weight would become zero"):
+        sparse(threshold=1e-9)
+    with pytest.raises(ModelError, match="every weight would become zero"):
+        sparse(threshold=100.0)
+    with pytest.raises(ModelError, match="no module '33'"):
+        sparse(sparsity=0.5, ignore=("33",))
+    module, notes = sparse(sparsity=0.5, ignore=("3",))
+    assert bool((module[3].weight != 0).all())
+    assert "3 left alone: ignored as asked" in notes
