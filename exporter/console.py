@@ -128,7 +128,7 @@ class Console:
             self._progress().update(self._tasks[event.step], completed=event.done)
         elif isinstance(event, Quiet):
             self._stop_live()
-            self._write_err(f"{event.step} ...")
+            self._write_err(_plain(event)[0])
         elif isinstance(event, (StepFinished, StepFailed)):
             if event.step in self._tasks:
                 self._progress().remove_task(self._tasks.pop(event.step))
@@ -178,7 +178,7 @@ def _plain(event: Event) -> list[str]:
     if isinstance(event, Note):
         return [f"note: {event.text}"]
     if isinstance(event, Quiet):
-        return [f"{event.step} ..."]
+        return [event.step + (f" (at most {event.at_most:.0f} s)" if event.at_most else "") + " ..."]
     return []
 
 

@@ -48,9 +48,13 @@ class Note(Event, frozen=True, kw_only=True):
 
 
 class Quiet(Event, frozen=True, kw_only=True):
-    """Latency is measured from here until the step finishes: nothing may animate."""
+    """Latency is measured from here until the step finishes: nothing may animate.
+
+    `at_most` are seconds after which it ends in any case, where that is known.
+    """
 
     step: str
+    at_most: float | None = None
 
 
 Emit = Callable[[Event], None]

@@ -1,13 +1,22 @@
-"""Where a bundle runs: on this machine, in this environment or in a fresh one, or on another device."""
+"""Where a bundle runs: on this machine, in this environment or in a fresh one, or on another device.
 
-from exporter.devices.benchmark import BenchmarkDevice
-from exporter.devices.config import NAME, Devices, NamedDevice, named_device, read_devices
-from exporter.devices.device import Device, Prepared
-from exporter.devices.emulated import EmulatedDevice
-from exporter.devices.find import device_of, emulated_device
-from exporter.devices.isolated import isolated_python
-from exporter.devices.local import cpu_features, run_bench, run_self_test
-from exporter.devices.running import profile_name
+Importing this room is cheap: its names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.devices.benchmark import BenchmarkDevice
+    from exporter.devices.config import NAME, Devices, NamedDevice, named_device, read_devices
+    from exporter.devices.device import Device, Prepared
+    from exporter.devices.emulated import EmulatedDevice
+    from exporter.devices.find import device_of, emulated_device
+    from exporter.devices.isolated import isolated_python
+    from exporter.devices.local import cpu_features, run_bench, run_self_test
+    from exporter.devices.running import profile_name, steady_seconds
 
 __all__ = [
     "NAME",
@@ -26,4 +35,31 @@ __all__ = [
     "read_devices",
     "run_bench",
     "run_self_test",
+    "steady_seconds",
 ]
+
+_HOMES = {
+    "NAME": "config",
+    "BenchmarkDevice": "benchmark",
+    "Device": "device",
+    "Devices": "config",
+    "EmulatedDevice": "emulated",
+    "NamedDevice": "config",
+    "Prepared": "device",
+    "cpu_features": "local",
+    "device_of": "find",
+    "emulated_device": "find",
+    "isolated_python": "isolated",
+    "named_device": "config",
+    "profile_name": "running",
+    "read_devices": "config",
+    "run_bench": "local",
+    "run_self_test": "local",
+    "steady_seconds": "running",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

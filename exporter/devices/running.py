@@ -34,6 +34,11 @@ def bench_arguments(settings: ProfilePlan) -> list[str]:
     ]  # fmt: skip
 
 
+def steady_seconds(settings: ProfilePlan) -> float:
+    """How long warm-up and steady state take at most: all variants share the time."""
+    return settings.warmup_seconds + settings.max_seconds
+
+
 def bench_seconds(settings: ProfilePlan, variants: int) -> float:
     """How long measuring may take before it counts as hung."""
     return BENCH_MARGIN_SECONDS + variants * (settings.max_seconds + settings.warmup_seconds)

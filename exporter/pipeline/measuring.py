@@ -9,7 +9,7 @@ import msgspec
 
 from exporter.artifacts import Manifest, Profile, Provenance, canonical
 from exporter.bundle import PROFILES, check_bundle, read_manifest, sealed_profile, write_atomically
-from exporter.devices import Device, profile_name
+from exporter.devices import Device, profile_name, steady_seconds
 from exporter.disk import writing_failed
 from exporter.errors import BundleError
 from exporter.events import Note
@@ -36,7 +36,8 @@ def profile_on(device: Device, bundle: Path, sweep: Sequence[ProfilePlan], steps
             check_bundle(bundle)
             with device.prepared(bundle, manifest, steps.emit) as ready:
                 for settings in sweep:
-                    with steps.measuring(_label(manifest, device, settings, len(sweep) > 1)):
+                    label = _label(manifest, device, settings, len(sweep) > 1)
+                    with steps.measuring(label, steady_seconds(settings)):
                         measured = ready.profile(settings)
                     profiles.append(keep(bundle, manifest, measured, device.name, device.provenance, steps))
     except OSError as error:

@@ -24,7 +24,7 @@ from exporter.bundle import (
     sealed_profile,
     write_atomically,
 )
-from exporter.devices import cpu_features, profile_name, run_bench
+from exporter.devices import cpu_features, profile_name, run_bench, steady_seconds
 from exporter.disk import DISK_FULL, sync_folder, sync_tree, writing_failed
 from exporter.errors import BundleError, ExporterError, OutputError
 from exporter.events import Note, StepFinished
@@ -242,7 +242,7 @@ def _unmeasured(manifest: Manifest, final: Path, settings: ProfilePlan) -> NotMe
 
 
 def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps) -> Profile:
-    with steps.measuring(f"{manifest.target}: measure latency"):
+    with steps.measuring(f"{manifest.target}: measure latency", steady_seconds(settings)):
         profile = run_bench(bundle, settings, len(manifest.variants))
     if profile.bundle_digest != manifest.digest:
         raise BundleError("the benchmark reports another bundle's digest", where=str(bundle))

@@ -18,7 +18,7 @@ from exporter.comparison import (
     OpCounts,
     Pair,
 )
-from exporter.devices import run_bench
+from exporter.devices import run_bench, steady_seconds
 from exporter.errors import InputError, UsageError, closest
 from exporter.events import Note
 from exporter.measure import Ratio, bootstrap_ratio, paired_ratio, sample_quantile
@@ -137,7 +137,8 @@ def _again(a: Side, b: Side, steps: Steps, rounds: int) -> Measured:
     for index in range(rounds):
         views = (a.view, b.view)
         order = (0, 1) if index % 2 == 0 else (1, 0)
-        with steps.measuring(f"measure again, round {index + 1} of {rounds}"):
+        label = f"measure again, round {index + 1} of {rounds}"
+        with steps.measuring(label, 2 * steady_seconds(settings[0])):
             profiles = {side: _bench(views[side], settings[0], steps) for side in order}
         found.append((profiles[0], profiles[1]))
     if len({found[0][0].runtime.name, found[0][1].runtime.name}) > 1:

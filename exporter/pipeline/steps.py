@@ -133,10 +133,15 @@ class Steps:
         return result
 
     @contextmanager
-    def measuring(self, label: str) -> Iterator[None]:
-        """A step that measures: the console holds still, and nothing is stored."""
+    def measuring(self, label: str, at_most: float | None = None) -> Iterator[None]:
+        """A step that measures: the console holds still, and nothing is stored.
+
+        Args:
+            label: how the step is called on the screen.
+            at_most: seconds that it takes at most, said beforehand, since a bar would move while it measures.
+        """
         started = time.perf_counter()
-        self.emit(Quiet(step=label))
+        self.emit(Quiet(step=label, at_most=at_most))
         with self._failing(label):
             yield
         self.emit(StepFinished(step=label, cached=False, seconds=time.perf_counter() - started))

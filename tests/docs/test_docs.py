@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -67,6 +68,33 @@ def test_the_plan_reference_is_what_the_types_say() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs/plan.md").read_text(encoding="utf-8") == module.reference()
+
+
+def test_the_schemas_are_what_the_types_say() -> None:
+    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "docs/make_schemas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, kind in module.KINDS.items():
+        there = (ROOT / f"docs/schema/{name}.schema.json").read_text(encoding="utf-8")
+        assert there == module.text(kind), "python docs/make_schemas.py"
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    literals = set()
+    for path in [*(ROOT / "exporter").rglob("*.py"), *(ROOT / "targets/runner").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                literals.add(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                literals.add("".join(str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "…"
+                                     for part in node.values))  # fmt: skip
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\*\*`(.+)`\*\*$", page, re.MULTILINE)
+    assert len(quoted) > 25
+    for message in quoted:
+        assert any(message in literal for literal in literals), message
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from bundles import HOSTILE, replaced, rewritten
+from jsonschema import Draft202012Validator
 from support import Workplace, refused
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,23 @@ def test_show_as_json_is_one_document_without_raw_samples(shared_place: Workplac
     assert profile["variants"][0]["summary"]["count"] >= 20
     assert "samples_ns" not in profile["variants"][0]
     assert document["default"]["why"]
+
+
+def test_manifest_and_profiles_are_what_their_schemas_say(bundle: Path) -> None:
+    schemas = {
+        name: json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
+        for name in ("manifest", "profile", "instructions", "benchmark")
+    }
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    (path,) = (bundle / "profiles").iterdir()
+    for name, document in (("manifest", manifest), ("profile", json.loads(path.read_bytes()))):
+        validator = Draft202012Validator(schemas[name])
+        validator.validate(document)
+        for wrong in ({**document, "colour": "red"}, {**document, "target": 1}, {**document, "schema": 2}):
+            assert not validator.is_valid(wrong)
+        assert not validator.is_valid({key: value for key, value in document.items() if key != "target"})
 
 
 def test_show_of_a_bundle_without_profiles_says_how_to_measure(
