@@ -76,6 +76,20 @@ class OpCounts(Value, frozen=True, kw_only=True):
     changed: dict[str, tuple[int, int]]
 
 
+class Control(Value, frozen=True, kw_only=True):
+    """A variant whose files are the same on both sides: what it differs by is the host, and not the bundle.
+
+    Attributes:
+        variant: its name.
+        ratio: of its medians.
+        widened_by: factor by which every interval of latency was widened.
+    """
+
+    variant: str
+    ratio: float
+    widened_by: float
+
+
 class ComparedVariants(Value, frozen=True, kw_only=True):
     """A variant of each side.
 
@@ -121,6 +135,7 @@ class Compared(Value, frozen=True, kw_only=True):
         not_measured: why latency was not compared.
         remeasured: rounds of a measurement that was made for this comparison; 0 for profiles that were there.
         differences: what is not the same on both sides although it is compared, as it was asked for.
+        control: what is the same file on both sides, where profiles that were there have one.
         gates: outcome of each.
     """
 
@@ -133,6 +148,7 @@ class Compared(Value, frozen=True, kw_only=True):
     not_measured: str
     remeasured: int
     differences: tuple[str, ...]
+    control: Control | None = None
     gates: tuple[GateOutcome, ...] = ()
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from exporter.views import printable
 
-SPECIAL = re.compile(r"([\\`*_\[\]{}#~|!@]|:(?=//)|(?<=www)\.)")
+SPECIAL = re.compile(r"([\\`*~|#@]|(?<!\w)_|_(?!\w)|!(?=\[)|\](?=[(\[:])|:(?=//)|(?<=www)\.)")
 
 
 def escaped(text: str) -> str:

@@ -13,7 +13,10 @@ from exporter.views import printable
 
 WIDTH = 80
 COLUMNS = ("", "first", "second", "change")
-ONE_RUN = "each side was measured once: runs of a process vary less than processes do, which --remeasure takes in"
+ONE_RUN = (
+    "each side was measured once, and no file is the same on both: processes vary more than the runs of one do, "
+    "which --remeasure takes in"
+)
 
 
 def show_compared(console: Console, compared: Compared) -> None:
@@ -72,7 +75,13 @@ def notes(compared: Compared) -> list[str]:
     if compared.measured:
         how = f", {compared.remeasured} fresh processes of each in turn" if compared.remeasured else ""
         lines.append(f"latency: {compared.measured}{how}; intervals of 95 %")
-    if compared.measured and not compared.remeasured:
+    if compared.control is not None:
+        control = compared.control
+        lines.append(
+            f"control: {control.variant} is the same file on both sides and took {control.ratio:.3f}x: intervals are "
+            f"widened {control.widened_by:.3f}x; --remeasure tells more"
+        )
+    elif compared.measured and not compared.remeasured:
         lines.append(ONE_RUN)
     if compared.not_measured:
         lines.append(f"latency: not compared: {compared.not_measured}")

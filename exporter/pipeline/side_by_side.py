@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from exporter.artifacts import Manifest, Profile, VariantProfile
-from exporter.comparison import (
-    PERCENTILES,
-    Compared,
-    ComparedVariants,
-    LatencyPair,
-    OpCounts,
-    Pair,
-)
+from exporter.artifacts import Manifest, Profile
+from exporter.comparison import Compared, ComparedVariants, Control, OpCounts, Pair
 from exporter.devices import run_bench, steady_seconds
 from exporter.errors import InputError, UsageError, closest
 from exporter.events import Note
-from exporter.measure import Ratio, bootstrap_ratio, paired_ratio, sample_quantile
+from exporter.pipeline.latencies import Measured, control, latencies
 from exporter.pipeline.publish import lock_of
 from exporter.pipeline.sides import Side, differences, matching, open_side
 from exporter.pipeline.steps import Steps
 from exporter.plan_types import ProfilePlan
 from exporter.views import BundleView
-
-Latencies = dict[tuple[str, str], dict[str, LatencyPair]]
-"""By the variant's name on each side, then by percentile."""
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """Latency and memory of both sides, or why there is none."""
-
-    profiles: tuple[Profile, Profile] | None = None
-    rounds: tuple[tuple[Profile, Profile], ...] = ()
-    differences: tuple[str, ...] = ()
-    why: str = ""
 
 
 def compare(
@@ -68,7 +47,8 @@ def compare(
         different.append(why_not)
         why_not = ""
     with steps.guarded("compare"):
-        variants = tuple(_variants(a, b, pair, measured, why_not) for pair in pairs)
+        shift = control(a, b, measured)
+        variants = tuple(_variants(a, b, pair, measured, shift, why_not) for pair in pairs)
     return Compared(
         a=a.label,
         b=b.label,
@@ -78,6 +58,7 @@ def compare(
         not_measured=measured.why,
         remeasured=len(measured.rounds),
         differences=tuple(different),
+        control=shift,
     )
 
 
@@ -170,7 +151,9 @@ def _metric(a: Side, b: Side) -> tuple[str | None, str]:
     return metrics[0].name, ""
 
 
-def _variants(a: Side, b: Side, names: tuple[str, str], measured: Measured, why_not: str) -> ComparedVariants:
+def _variants(
+    a: Side, b: Side, names: tuple[str, str], measured: Measured, shift: Control | None, why_not: str
+) -> ComparedVariants:
     alone = "a profile alone says nothing of it"
     left, right = a.variant(names[0]), b.variant(names[1])
     if left is None or right is None or a.view is None or b.view is None:
@@ -185,7 +168,7 @@ def _variants(a: Side, b: Side, names: tuple[str, str], measured: Measured, why_
         counts = [one.coverage.quantized if one.coverage else None for one in (left, right)]
         int8 = Pair(a=counts[0], b=counts[1], why="one is no int8 file" if None in counts else "")
         ops = _ops(a.view.path / left.main, b.view.path / right.main)
-    latency, memory = _latency(measured, names)
+    latency, memory = latencies(measured, names, shift)
     return ComparedVariants(
         a=names[0],
         b=names[1],
@@ -223,63 +206,6 @@ def _ops(a: Path, b: Path) -> OpCounts | None:
         b=counts[1].total(),
         changed={op: pair for op, pair in changed.items() if pair[0] != pair[1]},
     )
-
-
-def _latency(measured: Measured, names: tuple[str, str]) -> tuple[dict[str, LatencyPair], Pair]:
-    if measured.profiles is None:
-        return {}, Pair(a=None, b=None, why=measured.why)
-    series = measured.rounds or (measured.profiles,)
-    sides = [[_find(pair[index], names[index]) for pair in series] for index in (0, 1)]
-    left, right = ([one for one in side if one is not None] for side in sides)
-    if len(left) < len(series) or len(right) < len(series):
-        return {}, Pair(a=None, b=None, why="the variant was not measured on one side")
-    memory = Pair(a=left[-1].peak_rss_bytes, b=right[-1].peak_rss_bytes)
-    found = {}
-    for name, quantile in PERCENTILES.items():
-        again = bool(measured.rounds)
-        pair = _paired(left, right, name) if again else _resampled(left[0], right[0], name, quantile)
-        if pair is not None:
-            found[name] = pair
-    return found, memory
-
-
-def _paired(left: Sequence[VariantProfile], right: Sequence[VariantProfile], name: str) -> LatencyPair | None:
-    values = [[_quantile(one, name) for one in side] for side in (left, right)]
-    mine, theirs = ([value for value in side if value is not None] for side in (values[1], values[0]))
-    if len(mine) < len(right) or len(theirs) < len(left):
-        return None
-    ratio = paired_ratio(mine, theirs)
-    return None if ratio is None else _pair(ratio, statistics.median(theirs), statistics.median(mine))
-
-
-def _resampled(left: VariantProfile, right: VariantProfile, name: str, quantile: float) -> LatencyPair | None:
-    if None in (_quantile(left, name), _quantile(right, name)):
-        return None
-    ratio = bootstrap_ratio(right.samples_ns, left.samples_ns, quantile)
-    ends = [sample_quantile(one.samples_ns, quantile) for one in (left, right)]
-    return None if ratio is None else _pair(ratio, *ends)
-
-
-def _pair(ratio: Ratio, a: float, b: float) -> LatencyPair:
-    return LatencyPair(
-        a=a,
-        b=b,
-        ratio=ratio.ratio,
-        low=ratio.low,
-        high=ratio.high,
-        confidence=ratio.confidence,
-        count=ratio.count,
-        verdict=ratio.verdict,
-    )
-
-
-def _quantile(profile: VariantProfile, name: str) -> float | None:
-    """The median as it is, and other percentiles only where the runs support them."""
-    return profile.summary.median if name == "p50" else profile.summary.percentiles.get(name)
-
-
-def _find(profile: Profile, variant: str) -> VariantProfile | None:
-    return next((one for one in profile.variants if one.variant == variant), None)
 
 
 def _where(measured: Measured) -> str:

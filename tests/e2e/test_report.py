@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import DARK, NEEDED, Browser
-from bundles import HOSTILE, replaced, rewritten, slower
+from bundles import HOSTILE, counts, replaced, rewritten, slower
 from PIL import Image
 from support import Workplace, refused
 
-from exporter.artifacts import Coverage, Lint, Skipped
+from exporter.artifacts import Coverage, HistoryEntry, Lint, ModelCost, Repair, Skipped, canonical
+from exporter.bundle import read_manifest
 
 needs_browser = pytest.mark.skipif(not NEEDED, reason="apt-get install chromium")
 TRACKER = '<img src="http://tracker.invalid/x.png">'
@@ -146,6 +147,28 @@ def test_devices_stand_side_by_side_and_imported_ones_say_so(place: Workplace, t
     out = place.run("report", both, "--format", "md", "--output", "-").out
     assert "Devices side by side" in out
     assert "| imported on pi" in out
+
+
+def test_emulated_devices_stand_apart_and_repairs_say_what_they_brought(place: Workplace, tmp_path: Path) -> None:
+    (bundle,) = place.bundles()
+    repair = Repair(change="conv in float", kept=True, sqnr_db=(11.5, None), metric=(0.8, 0.9), quantized=(3, 2))
+    cost = ModelCost(parameters=1234, macs=5, bytes=6, compressed_bytes=None, zeros=0.5)
+    entry = HistoryEntry(name="pruned", role="step", digest="0", cost=cost, metric=0.75)
+
+    def repaired(one: Any) -> Any:
+        variants = (one.variants[0], replaced(one.variants[1], repairs=(repair,)))
+        return replaced(one, variants=variants, history=(entry,))
+
+    emulated = rewritten(bundle, tmp_path / "emulated", repaired)
+    (emulated / "profiles" / "pi5.instructions.json").write_bytes(canonical(counts(read_manifest(emulated))))
+    out = place.run("report", emulated, "--format", "md", "--output", "-").out
+    apart = out[out.index("### Emulated devices and other tools") :]
+    assert "These are no times" in apart
+    assert "123,456" in apart
+    assert "int8: too new" in apart
+    assert "123,456" not in out[: out.index("### Emulated devices")]
+    assert "| conv in float | int8 | yes | 11.5 to exact | 0.8000 to 0.9000 | 3 to 2 |" in out
+    assert "| torch: pruned (step) | 0.7500 |" in out
 
 
 def test_history_shows_every_measurement_of_the_model(place: Workplace) -> None:

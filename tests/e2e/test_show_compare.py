@@ -1,13 +1,20 @@
-"""`compare`: two bundles or profiles, with gates that end a release."""
+"""`show`: one bundle on a terminal. `compare`: two bundles or profiles, with gates that end a release."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from bundles import HOSTILE, replaced, rewritten, slower
+from bundles import HOSTILE, counts, replaced, rewritten, slower
+from jsonschema import Draft202012Validator
 from support import Workplace, refused
+
+from exporter.artifacts import canonical
+from exporter.bundle import read_manifest
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +28,7 @@ def first(shared_place: Workplace) -> Path:
 
 @pytest.fixture(scope="module")
 def second(shared_place: Workplace, first: Path) -> Path:
-    """The same model, twice as slow, less accurate and with other operators in float."""
+    """The same float file; the int8 one is another file, twice as slow, and both are less accurate."""
 
     def worse(manifest):
         variants = tuple(
@@ -30,7 +37,83 @@ def second(shared_place: Workplace, first: Path) -> Path:
         )
         return replaced(manifest, variants=variants, notes=("worse",))
 
-    return rewritten(first, shared_place / "second", worse, lambda profile: slower(profile, 2.0))
+    def slow(profile):
+        return slower(profile, 2.0, variants=("int8",))
+
+    return rewritten(first, shared_place / "second", worse, slow, other="int8")
+
+
+# --- show ----------------------------------------------------------------------------------------------------------
+
+
+def test_show_names_variants_latency_the_default_and_why_in_80_columns(shared_place: Workplace, first: Path) -> None:
+    result = shared_place.run("show", first)
+    assert result.code == 0, result.err
+    for wanted in ("model for cpu", "input image: float32[batch, 1, 8, 8]", "SQNR dB", "default: ", "latency in ms"):
+        assert wanted in result.out
+    table = [line for line in result.out.splitlines() if not line.startswith("bundle: ")]
+    assert max(map(len, table)) <= 80
+    assert "\x1b" not in result.out, "piped output is plain"
+
+
+def test_show_as_json_is_one_document_without_raw_samples(shared_place: Workplace, first: Path) -> None:
+    document = shared_place.run("show", first, "--json").document
+    assert [one["name"] for one in document["variants"]] == ["fp32", "int8"]
+    (profile,) = document["profiles"].values()
+    assert profile["variants"][0]["summary"]["count"] >= 20
+    assert "samples_ns" not in profile["variants"][0]
+    assert document["default"]["why"]
+
+
+def test_manifest_and_profiles_are_what_their_schemas_say(first: Path) -> None:
+    schemas = {
+        name: json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
+        for name in ("manifest", "profile", "instructions", "benchmark")
+    }
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+    manifest = json.loads((first / "manifest.json").read_bytes())
+    (path,) = (first / "profiles").iterdir()
+    for name, document in (("manifest", manifest), ("profile", json.loads(path.read_bytes()))):
+        validator = Draft202012Validator(schemas[name])
+        validator.validate(document)
+        for wrong in ({**document, "colour": "red"}, {**document, "target": 1}, {**document, "schema": 2}):
+            assert not validator.is_valid(wrong)
+        assert not validator.is_valid({key: value for key, value in document.items() if key != "target"})
+
+
+def test_show_of_a_bundle_without_profiles_says_how_to_measure(
+    shared_place: Workplace, first: Path, tmp_path: Path
+) -> None:
+    bare = rewritten(first, tmp_path / "bare", lambda one: replaced(one, choice=replaced(one.choice, profile=None)))
+    shutil.rmtree(bare / "profiles")
+    out = shared_place.run("show", bare).out
+    assert "latency: not measured" in out
+    assert "edge-exporter profile" in out
+
+
+def test_show_of_hostile_names_fits_and_moves_no_cursor(shared_place: Workplace, first: Path, tmp_path: Path) -> None:
+    name = HOSTILE + "\x1b[2J\r"
+    hostile = rewritten(
+        first,
+        tmp_path / "hostile",
+        lambda one: replaced(one, name=name, model=replaced(one.model, source=name, licence=name)),
+        lambda one: replaced(one, host=replaced(one.host, cpu=name)),
+    )
+    result = shared_place.run("show", hostile)
+    assert result.code == 0, result.err
+    assert "\x1b" not in result.out
+    assert "\r" not in result.out
+    table = [line for line in result.out.splitlines() if not line.startswith("bundle: ")]
+    assert max(map(len, table)) <= 80
+
+
+def test_show_of_what_is_no_bundle_is_told(shared_place: Workplace, tmp_path: Path) -> None:
+    refused(shared_place.run("show", tmp_path / "nothing"), 3, "no such bundle folder", "nothing")
+    refused(shared_place.run("show", tmp_path), 6, "manifest.json", hint=False)
+
+
+# --- compare -------------------------------------------------------------------------------------------------------
 
 
 def test_a_bundle_against_itself_is_equal_and_passes_every_gate(shared_place: Workplace, first: Path) -> None:
@@ -43,19 +126,19 @@ def test_a_bundle_against_itself_is_equal_and_passes_every_gate(shared_place: Wo
 
 
 def test_a_worse_bundle_fails_with_7_and_one_document(shared_place: Workplace, first: Path, second: Path) -> None:
-    gates = ("--gate", "accuracy=-0.5%", "--gate", "p50=+5%", "--gate", "size=+0%")
+    gates = ("--gate", "accuracy=-0.5%", "--gate", "p50=+5%", "--gate", "size=+1%", "--variant", "int8")
     result = shared_place.run("compare", first, second, *gates, "--json")
     assert result.code == 7
     assert [gate["passed"] for gate in result.document["gates"]] == [False, False, True]
-    pair = result.document["variants"][0]
-    assert pair["default"]
+    (pair,) = result.document["variants"]
     assert pair["latency"]["p50"]["ratio"] == pytest.approx(2.0, rel=0.01)
     assert pair["latency"]["p50"]["verdict"] == "slower"
     assert "2 of 3 gates were not met" in result.err
 
 
 def test_markdown_is_a_table_that_says_what_failed(shared_place: Workplace, first: Path, second: Path) -> None:
-    result = shared_place.run("compare", first, second, "--gate", "p50=+5%", "--format", "md")
+    gates = ("--gate", "p50=+5%", "--variant", "int8")
+    result = shared_place.run("compare", first, second, *gates, "--format", "md")
     assert result.code == 7
     assert "| p50 ms |" in result.out
     assert "FAILED" in result.out
@@ -66,10 +149,35 @@ def test_profiles_compare_as_files_too(shared_place: Workplace, first: Path, sec
     inside = shared_place.run("compare", mine, theirs, "--json")
     assert inside.code == 0, inside.err
     alone = Path(shutil.copy(theirs, tmp_path / "alone.json"))
-    document = shared_place.run("compare", mine, alone, "--json").document
+    document = shared_place.run("compare", mine, alone, "--json", "--variant", "int8").document
     assert document["variants"][0]["latency"]["p50"]["verdict"] == "slower"
     assert document["variants"][0]["size"]["a"] is None
     refused(shared_place.run("compare", mine, alone, "--gate", "size=+0%"), 3, "cannot be gated", "profile alone")
+
+
+def test_one_file_measured_on_a_slower_day_makes_no_difference(
+    shared_place: Workplace, first: Path, tmp_path: Path
+) -> None:
+    """The float file is the same on both sides: what it differs by is the host, and no more is claimed."""
+    slow_day = rewritten(first, tmp_path / "slow", profile=lambda one: slower(one, 1.3), other="int8")
+    result = shared_place.run("compare", first, slow_day, "--json", "--gate", "p50=+5%")
+    assert result.code == 0, result.err
+    control = result.document["control"]
+    assert control["variant"] == "fp32"
+    assert control["ratio"] == pytest.approx(1.3, rel=0.02)
+    for pair in result.document["variants"]:
+        assert pair["latency"]["p50"]["verdict"] == "no difference"
+    assert "control: fp32 is the same file" in " ".join(shared_place.run("compare", first, slow_day).out.split())
+
+
+def test_counts_of_an_emulated_device_are_refused_as_latency(
+    shared_place: Workplace, first: Path, tmp_path: Path
+) -> None:
+    emulated = rewritten(first, tmp_path / "emulated")
+    counted = emulated / "profiles" / "pi5.instructions.json"
+    counted.write_bytes(canonical(counts(read_manifest(emulated))))
+    for path in (counted, Path(shutil.copy(counted, tmp_path / "renamed.json"))):
+        refused(shared_place.run("compare", first, path), 3, "no runs that could be compared")
 
 
 def test_other_hosts_and_runtimes_are_refused_unless_asked_for(

@@ -1,0 +1,133 @@
+"""Latency of two sides as ratios, and what the host itself changed by between two measurements."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from exporter.artifacts import Profile, VariantProfile
+from exporter.comparison import PERCENTILES, Control, LatencyPair, Pair
+from exporter.measure import Ratio, bootstrap_ratio, paired_ratio, sample_quantile
+from exporter.pipeline.sides import Side
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """Latency and memory of both sides, or why there is none."""
+
+    profiles: tuple[Profile, Profile] | None = None
+    rounds: tuple[tuple[Profile, Profile], ...] = ()
+    differences: tuple[str, ...] = ()
+    why: str = ""
+
+
+class _Found(NamedTuple):
+    """A percentile on both sides in nanoseconds, and the second over the first."""
+
+    a: float
+    b: float
+    ratio: Ratio
+
+
+def control(a: Side, b: Side, measured: Measured) -> Control | None:
+    """How far variants whose files are the same on both sides are apart: no more can be told of any other.
+
+    Two processes of one file differ by more than their runs do, and so do two hours of one host. Where both profiles
+    have a file in common, that difference is known, and every interval is widened by it. Rounds in turn need none.
+    """
+    if measured.profiles is None or measured.rounds:
+        return None
+    first, second = measured.profiles
+    worst: Control | None = None
+    for name in _same_files(a, b, first, second):
+        left, right = _find(first, name), _find(second, name)
+        found = _resampled(left, right, "p50", PERCENTILES["p50"]) if left and right else None
+        if found is None:
+            continue
+        by = max(found.ratio.high, 1 / found.ratio.low)
+        if worst is None or by > worst.widened_by:
+            worst = Control(variant=name, ratio=found.ratio.ratio, widened_by=by)
+    return worst
+
+
+def _same_files(a: Side, b: Side, first: Profile, second: Profile) -> list[str]:
+    """Names of variants that are the same files in the same runtime on both sides."""
+    if first.bundle_digest == second.bundle_digest:
+        return [one.variant for one in first.variants]
+    if a.view is None or b.view is None:
+        return []
+    found = [_files(side) for side in (a, b)]
+    return [name for name, files in found[0].items() if found[1].get(name) == files]
+
+
+def _files(side: Side) -> dict[str, list[tuple[str, str]]]:
+    """Path and digest of each variant's files."""
+    if side.view is None:
+        return {}
+    entries = [(entry.path, entry.sha256) for entry in side.view.manifest.files]
+    folders = {one.name: one.main.rpartition("/")[0] + "/" for one in side.view.manifest.variants}
+    return {name: [one for one in entries if one[0].startswith(folder)] for name, folder in folders.items()}
+
+
+def latencies(
+    measured: Measured, names: tuple[str, str], shift: Control | None
+) -> tuple[dict[str, LatencyPair], Pair]:
+    """Percentiles of a pair of variants with their ratio, and peak memory; nothing where a side was not measured."""
+    if measured.profiles is None:
+        return {}, Pair(a=None, b=None, why=measured.why)
+    series = measured.rounds or (measured.profiles,)
+    sides = [[_find(pair[index], names[index]) for pair in series] for index in (0, 1)]
+    left, right = ([one for one in side if one is not None] for side in sides)
+    if len(left) < len(series) or len(right) < len(series):
+        return {}, Pair(a=None, b=None, why="the variant was not measured on one side")
+    memory = Pair(a=left[-1].peak_rss_bytes, b=right[-1].peak_rss_bytes)
+    by = shift.widened_by if shift else 1.0
+    found = {}
+    for name, quantile in PERCENTILES.items():
+        again = bool(measured.rounds)
+        pair = _paired(left, right, name) if again else _resampled(left[0], right[0], name, quantile)
+        if pair is not None:
+            found[name] = _pair(pair, by)
+    return found, memory
+
+
+def _paired(left: Sequence[VariantProfile], right: Sequence[VariantProfile], name: str) -> _Found | None:
+    values = [[_quantile(one, name) for one in side] for side in (left, right)]
+    mine, theirs = ([value for value in side if value is not None] for side in (values[1], values[0]))
+    if len(mine) < len(right) or len(theirs) < len(left):
+        return None
+    ratio = paired_ratio(mine, theirs)
+    return None if ratio is None else _Found(statistics.median(theirs), statistics.median(mine), ratio)
+
+
+def _resampled(left: VariantProfile, right: VariantProfile, name: str, quantile: float) -> _Found | None:
+    if None in (_quantile(left, name), _quantile(right, name)):
+        return None
+    ratio = bootstrap_ratio(right.samples_ns, left.samples_ns, quantile)
+    a, b = sample_quantile(left.samples_ns, quantile), sample_quantile(right.samples_ns, quantile)
+    return None if ratio is None else _Found(a, b, ratio)
+
+
+def _pair(found: _Found, by: float) -> LatencyPair:
+    ratio = msgspec.structs.replace(found.ratio, low=found.ratio.low / by, high=found.ratio.high * by)
+    return LatencyPair(
+        a=found.a,
+        b=found.b,
+        ratio=ratio.ratio,
+        low=ratio.low,
+        high=ratio.high,
+        confidence=ratio.confidence,
+        count=ratio.count,
+        verdict=ratio.verdict,
+    )
+
+
+def _quantile(profile: VariantProfile, name: str) -> float | None:
+    """The median as it is, and other percentiles only where the runs support them."""
+    return profile.summary.median if name == "p50" else profile.summary.percentiles.get(name)
+
+
+def _find(profile: Profile, variant: str) -> VariantProfile | None:
+    return next((one for one in profile.variants if one.variant == variant), None)
