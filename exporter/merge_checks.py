@@ -61,6 +61,8 @@ def check_merge(
         return
     if merge.order == "compress-first" and compress is None:
         problems.append("merge.order: 'compress-first' does the steps of [compress] on each model; there are none")
+    if merge.order == "compress-first" and compress is not None and compress.save is not None:
+        problems.append("compress.save: 'compress-first' leaves several compressed models, and there is one folder")
     labels = [member.label for member in merge.models]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         problems.append(f"merge.models: {', '.join(map(repr, twice))} names two of them: give each a `name`")

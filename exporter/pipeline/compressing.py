@@ -69,7 +69,7 @@ class Compressing:
                     notes=notes,
                 )
             )
-        if self.plan.save is not None:
+        if self.plan.save is not None and self.models.steps.writes:
             self._save(model, self.plan.save)
         return model, tuple(entries)
 

@@ -32,6 +32,8 @@ class _ToDoError(Exception):
 class _PeekSteps(Steps):
     """Finds results and never builds one."""
 
+    writes = False
+
     def __init__(self, steps: Steps) -> None:
         super().__init__(steps.store, lambda event: None, steps.log, steps.jobs)
         self.seen: list[tuple[str, bool]] = []

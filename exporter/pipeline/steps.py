@@ -89,6 +89,9 @@ class Steps:
         jobs: processes that a step may use where it can be split; they never change its result.
     """
 
+    writes = True
+    """Whether files outside the store may be written; not while it is only looked at."""
+
     def __init__(self, store: Store, emit: Emit, log: RunLog, jobs: int = 1) -> None:
         self.jobs = jobs
         self.store = store

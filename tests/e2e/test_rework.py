@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,9 @@ def test_the_pruned_model_is_saved_without_a_pickle_and_made_again_by_its_factor
     (answers,) = run_bundle(bundle, {"x": x}, place.folder).values()
     np.testing.assert_allclose(answers, model(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
     assert sorted(file.name for file in (place / "small").iterdir()) == ["state.safetensors", "structure.json"]
+    shutil.rmtree(place / "small")
+    assert place.run("plan", "plan.toml").code == 0
+    assert not (place / "small").exists()
     plan(place, f'[compress]\nsave = "base.safetensors"\n{step}', gate=1.0)
     refused(place.run("build", "plan.toml"), 3, "base.safetensors", hint=False)
 
@@ -266,6 +270,9 @@ def test_members_are_compressed_first_where_the_plan_says_so(place: Workplace) -
 def test_compressing_first_needs_something_to_compress(place: Workplace) -> None:
     file = plan(place, '[merge]\norder = "compress-first"\n' + members("a", "b"))
     refused(place.run("build", file), 3, "merge.order", "there are none")
+    steps = '[compress]\nsave = "small"\n[[compress.steps]]\nmethod = "norms"\n'
+    file = plan(place, steps + '[merge]\norder = "compress-first"\n' + members("a", "b"))
+    refused(place.run("build", file), 3, "compress.save", "there is one folder")
 
 
 def test_a_student_learns_from_teachers_whose_classes_stand_elsewhere(place: Workplace) -> None:

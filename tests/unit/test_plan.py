@@ -655,3 +655,12 @@ def test_a_resolved_plan_holds_every_value_in_force(base: Path) -> None:
     }  # fmt: skip
     assert resolved["targets"] == {"toy": {"speed": 3, "mode": "slow"}}
     assert resolved["calibration"]["batch_size"] == 32
+
+
+EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/plan.toml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.parent.name)
+def test_the_examples_are_plans_whose_files_are_there(file: Path) -> None:
+    plan = read_plan(file, load_target=load_target)
+    assert plan.targets

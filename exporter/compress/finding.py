@@ -1,0 +1,207 @@
+"""Channels that can only go together, found by torch-pruning's dependency graph (arXiv 2301.12900) and tried out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from exporter.compress.calling import Batch, Call
+from exporter.compress.groups import ChannelGroup, Cut
+from exporter.compress.low_rank import check_names
+from exporter.compress.trials import bare_parameters, recurrent_layers, unfit_group
+from exporter.errors import MissingError, ModelError, shorten
+
+if TYPE_CHECKING:
+    import torch_pruning
+
+HEADS = ("num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads")
+"""Attributes by which attention modules keep their number of heads."""
+
+
+def channel_groups(
+    module: nn.Module, batch: Batch, *, call: Call, multiple: int, ignore: Sequence[str] = ()
+) -> tuple[nn.Module, list[ChannelGroup], list[str]]:
+    """Finds the groups whose removal leaves a model that runs, with the outputs' shapes, and computes the same.
+
+    Each group is tried: the model without some of its channels is compared with the model whose layers do not read
+    them. So what the graph gets wrong is left alone instead of pruned.
+
+    Args:
+        module: left unchanged.
+        batch: two or more samples.
+        call: runs the module on a batch.
+        multiple: of channels that are left.
+        ignore: names of modules that keep their outputs' width, with all that is in them.
+
+    Returns:
+        A copy of the module, which the groups' scores refer to; the groups; a line for each that is left alone.
+
+    Raises:
+        MissingError: torch-pruning is not installed.
+        ModelError: `ignore` names no module, or the model cannot be followed at all.
+    """
+    check_names(module, ignore)
+    traced = copy.deepcopy(module).eval().requires_grad_(True)
+    graph = _graph(traced, batch, call)
+    names: dict[Any, str] = {one: name for name, one in traced.named_modules()}
+    parameters = {id(one): name for name, one in traced.named_parameters()}
+    left = [*bare_parameters(traced, batch, call), *recurrent_layers(traced)]
+    groups: list[ChannelGroup] = []
+    for root, found in _found(graph, names, left):
+        name = names[root]
+        makers = [
+            names[one] for item in found.items if _makes(graph, item) and (one := item.dep.target.module) in names
+        ]
+        shown = ", ".join(makers[:3]) + (f" and {len(makers) - 3} more" if len(makers) > 3 else "")
+        if any(maker == one or maker.startswith(f"{one}.") for maker in makers for one in ignore):
+            left.append(f"{shown} left alone: ignored as asked")
+            continue
+        cuts = tuple(_cuts(graph, found, names, parameters))
+        made = _sized(traced, name, found, cuts, multiple)
+        reason = made if isinstance(made, str) else unfit_group(traced, made, batch, call)
+        if reason:
+            left.append(f"{shown} left alone: {reason}")
+        elif isinstance(made, ChannelGroup):
+            groups.append(made)
+    return traced, groups, left
+
+
+def _graph(traced: nn.Module, batch: Batch, call: Call) -> Any:
+    try:
+        import torch_pruning as tp
+    except ImportError as error:
+        raise MissingError(
+            "channel pruning needs torch-pruning", hint='pip install "edge-exporter[compress]"'
+        ) from error
+    try:
+        graph: Any = tp.DependencyGraph()  # type: ignore[no-untyped-call]
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return graph.build_dependency(
+                traced, batch, forward_fn=lambda one, _: tuple(call(one, batch)), verbose=False
+            )
+    except Exception as error:
+        raise ModelError(
+            "torch-pruning cannot follow this model's channels",
+            where='[[compress.steps]] method = "prune-channels"',
+            why=shorten(f"{type(error).__name__}: {error}"),
+            hint="use low-rank, prune-weights or a smaller student (distil) instead",
+        ) from error
+
+
+def _found(
+    graph: Any, names: Mapping[Any, str], left: list[str]
+) -> Iterator[tuple[nn.Module, torch_pruning.dependency.Group]]:
+    """Each group once, by the first layer that makes its channels."""
+    import torch_pruning as tp
+
+    seen: set[int] = set()
+    for root in list(graph.module2node):
+        if not isinstance(root, (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR)) or id(root) in seen or root not in names:
+            continue
+        pruner = graph.get_pruner_of_module(root)
+        width = pruner.get_out_channels(root)
+        try:
+            group = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(width)))
+        except Exception as error:
+            left.append(f"{names[root]} left alone: its channels cannot be followed: {shorten(error, 100)}")
+            continue
+        seen |= {id(item.dep.target.module) for item in group.items if _makes(graph, item)}
+        yield root, group
+
+
+def _makes(graph: Any, item: Any) -> bool:
+    return bool(graph.is_out_channel_pruning_fn(item.dep.handler))
+
+
+def _cuts(
+    graph: Any,
+    group: torch_pruning.dependency.Group,
+    names: Mapping[Any, str],
+    parameters: Mapping[int, str],
+) -> Iterator[Cut]:
+    import torch_pruning as tp
+
+    reading = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR)
+    for item in group.items:
+        target = item.dep.target
+        channels = dict(zip(item.idxs, item.root_idxs, strict=True))
+        if isinstance(target.module, nn.Parameter):
+            name = parameters[id(target.module)]
+            yield Cut(name=name, handler=None, dim=target.pruning_dim, channels=channels, reads=False)
+        elif target.module in names:
+            reads = isinstance(target.module, reading) and not _makes(graph, item)
+            yield Cut(name=names[target.module], handler=item.dep.handler, dim=0, channels=channels, reads=reads)
+
+
+def _sized(
+    module: nn.Module, name: str, found: torch_pruning.dependency.Group, cuts: tuple[Cut, ...], multiple: int
+) -> ChannelGroup | str:
+    """The group with the sizes that it may have, or why it can have no other."""
+    width = len(found[0].idxs)
+    heads = _heads(module, name, cuts)
+    if heads is not None:
+        owner, attribute, inner = heads
+        count = int(getattr(module.get_submodule(owner), attribute))
+        size = inner // count
+        # A fused projection makes queries, keys and values of all heads, one after the other.
+        units = [tuple(i for i in range(width) if i % inner // size == head) for head in range(count)]
+        levels = list(range(count, 0, -1))
+    else:
+        blocks = _blocks(module, cuts, width)
+        if width % blocks:
+            return f"its {width} channels do not divide into {blocks} blocks"
+        size = width // blocks
+        units = [tuple(range(index, width, size)) for index in range(size)]
+        step = math.lcm(multiple, blocks) // blocks
+        levels = [size, *range((size - 1) // step * step, 0, -step)]
+    if len(levels) < 2:
+        return f"its {width} channels cannot become a smaller multiple of {multiple}" if heads is None else "one head"
+    kinds = [type(module.get_submodule(cut.name)) for cut in cuts if cut.handler is not None]
+    mixing = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.RMSNorm)
+    return ChannelGroup(
+        name=name,
+        width=width,
+        units=tuple(units),
+        levels=tuple(levels),
+        cuts=cuts,
+        heads=heads[:2] if heads is not None else None,
+        exact=not any(issubclass(kind, mixing) for kind in kinds),
+        scored=found,
+    )
+
+
+def _heads(module: nn.Module, name: str, cuts: Sequence[Cut]) -> tuple[str, str, int] | None:
+    """Attention module, attribute and width of all heads, where these are the channels inside an attention."""
+    owner = name.rpartition(".")[0]
+    parent = module.get_submodule(owner)
+    attribute = next((one for one in HEADS if type(getattr(parent, one, None)) is int), None)
+    if attribute is None:
+        return None
+    for cut in cuts:
+        layer = module.get_submodule(cut.name) if cut.handler is not None else None
+        if cut.reads and isinstance(layer, nn.Linear) and cut.name.rpartition(".")[0] == owner:
+            return (
+                (owner, attribute, layer.in_features) if layer.in_features % getattr(parent, attribute) == 0 else None
+            )
+    return None
+
+
+def _blocks(module: nn.Module, cuts: Sequence[Cut], width: int) -> int:
+    """Into how many blocks grouped layers divide the channels; each must lose the same ones."""
+    found = {1}
+    for cut in cuts:
+        layer = module.get_submodule(cut.name) if cut.handler is not None else None
+        if isinstance(layer, nn.GroupNorm):
+            found.add(layer.num_groups)
+        elif isinstance(layer, nn.MultiheadAttention):
+            found.add(layer.num_heads)
+        elif isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.out_channels:
+            found.add(layer.groups)
+    return math.lcm(*found)
