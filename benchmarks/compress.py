@@ -58,7 +58,7 @@ ZERO = '[[compress.steps]]\nmethod = "prune-weights"\n'
 ROWS = {
     "macs 0.25": f"{PRUNE}macs = 0.25\n{NORMS}{DISTIL}{NORMS}",
     "latency 0.5": f'{PRUNE}latency = 0.5\ntarget = "cpu"\n{NORMS}{DISTIL}{NORMS}',
-    "80 % of weights zero": f'{ZERO}sparsity = 0.8\nimportance = "activation"\n{NORMS}{DISTIL}{NORMS}',
+    "80 % of weights zero": f'{ZERO}sparsity = 0.8\nimportance = "activation"\n{NORMS}{DISTIL.replace("60", "20")}{NORMS}',
 }
 
 
