@@ -52,13 +52,14 @@ max_relative_loss = 0.05
 [targets.cpu]
 """
 DISTIL = '[[compress.steps]]\nmethod = "distil"\nepochs = 60\n'
+SHORTER = DISTIL.replace("60", "20")  # The sparse model is as much work as the dense one.
 NORMS = '[[compress.steps]]\nmethod = "norms"\n'
 PRUNE = '[[compress.steps]]\nmethod = "prune-channels"\n'
 ZERO = '[[compress.steps]]\nmethod = "prune-weights"\n'
 ROWS = {
     "macs 0.25": f"{PRUNE}macs = 0.25\n{NORMS}{DISTIL}{NORMS}",
     "latency 0.5": f'{PRUNE}latency = 0.5\ntarget = "cpu"\n{NORMS}{DISTIL}{NORMS}',
-    "80 % of weights zero": f'{ZERO}sparsity = 0.8\nimportance = "activation"\n{NORMS}{DISTIL.replace("60", "20")}{NORMS}',
+    "80 % of weights zero": f'{ZERO}sparsity = 0.8\nimportance = "activation"\n{NORMS}{SHORTER}{NORMS}',
 }
 
 
