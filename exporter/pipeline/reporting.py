@@ -38,7 +38,6 @@ def findings(folder: Path, steps: Steps, *, history: bool, operators: bool) -> F
     builds = tuple(records.builds())
     exporter = versions("edge-exporter")["edge-exporter"]
     return Findings(
-        source=str(folder),
         made=f"Made from {folder} by edge-exporter {exporter} at {now()[:19]} UTC",
         views=views,
         unreadable=unreadable,

@@ -22,7 +22,6 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a report is made from.
 
     Attributes:
-        source: the folder that was asked for.
         made: when, by which version.
         views: bundles, in the order in which they are shown.
         unreadable: what looks like a bundle and holds not what it claims, and why.
@@ -31,7 +30,6 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
         operators: time by operator, by digest and variant, or why there is none.
     """
 
-    source: str
     made: str
     views: tuple[BundleView, ...]
     unreadable: tuple[tuple[str, str], ...] = ()

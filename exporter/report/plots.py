@@ -110,7 +110,7 @@ def _tradeoff(axes: Axes, plot: Tradeoff) -> None:
         axes.plot(
             point.x,
             point.y,
-            marker=MARKERS[index % len(MARKERS)],
+            marker=MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
             color=COLOURS[index % len(COLOURS)],
             linestyle="",
             markersize=8,

@@ -197,6 +197,19 @@ def test_other_hosts_and_runtimes_are_refused_unless_asked_for(
     assert "p50" not in left_out.out
 
 
+def test_accuracy_on_other_data_is_not_compared_unless_asked_for(
+    shared_place: Workplace, first: Path, tmp_path: Path
+) -> None:
+    other = rewritten(first, tmp_path / "data", lambda one: replaced(one, data=replaced(one.data, evaluation="0")))
+    result = shared_place.run("compare", first, other)
+    assert result.code == 0
+    assert "accuracy: not compared: accuracy was measured on other data" in result.out
+    refused(shared_place.run("compare", first, other, "--gate", "accuracy=-1%"), 3, "other data")
+    asked = shared_place.run("compare", first, other, "--gate", "accuracy=-1%", "--across")
+    assert asked.code == 0
+    assert "not the same: accuracy was measured on other data" in asked.out
+
+
 def test_without_a_profile_latency_is_not_compared_and_cannot_be_gated(
     shared_place: Workplace, first: Path, tmp_path: Path
 ) -> None:
