@@ -130,6 +130,9 @@ def test_the_installed_command_builds_a_bundle_and_verifies_it(fresh: Path, plac
         cwd=place.folder, env={}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert tested.returncode == 0, tested.stderr
+    reported = run(place, command, "report", "bundles", "--output", "report.html")
+    assert reported.code == 0, reported.err
+    assert "<h1>model: bundles</h1>" in (place / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_installed_command_lists_the_built_in_targets(fresh: Path, place: Workplace) -> None:
