@@ -10,7 +10,7 @@ import msgspec
 from exporter.artifacts import HistoryEntry, canonical, file_digest
 from exporter.bundle import write_atomically
 from exporter.disk import writing_failed
-from exporter.errors import DataError
+from exporter.errors import DataError, ModelError
 from exporter.events import Note
 from exporter.pipeline.distilling import distil_parts, distilled, plan_of_student
 from exporter.pipeline.making import Bench, Made
@@ -53,6 +53,7 @@ class Compressing:
             reference: its outputs.
         """
         self.trained = trained
+        self._check_copyable(trained)
         model, entries = trained, []
         for index, step in enumerate(self.plan.steps, start=1):
             name = f"{index} {_method(step)}"
@@ -72,6 +73,18 @@ class Compressing:
         if self.plan.save is not None and self.models.steps.writes:
             self._save(model, self.plan.save)
         return model, tuple(entries)
+
+    def _check_copyable(self, trained: TorchModel) -> None:
+        from torch.nn.utils import prune
+
+        module = self.models.prepared(trained, self.inputs).flat.inner
+        if prune.is_pruned(module):
+            raise ModelError(
+                "the factory's module holds masks of torch.nn.utils.prune, and cannot be copied",
+                where="model.source",
+                why="such a weight is computed again at every run",
+                hint="call `torch.nn.utils.prune.remove(layer, 'weight')` in the factory; zeros stay zeros",
+            )
 
     def _save(self, model: TorchModel, folder: Path) -> None:
         """Leaves the compressed model where the user wants it, each file whole or not at all."""

@@ -211,6 +211,15 @@ def test_a_pruning_that_cannot_be_done_is_refused_in_one_message(place: Workplac
     assert place.bundles() == []
 
 
+def test_a_model_with_masks_of_pytorchs_own_pruning_is_refused_with_what_to_call(place: Workplace) -> None:
+    text = FACTORY.replace("    return nn.Sequential(", "    model = nn.Sequential(")
+    text += "    nn.utils.prune.l1_unstructured(model[1], 'weight', 0.5)\n    return model\n"
+    place.write("model.py", text.replace("from torch import nn", "import torch.nn.utils.prune\nfrom torch import nn"))
+    file = plan(place, '[[compress.steps]]\nmethod = "prune-channels"\nmacs = 0.6\n')
+    file.write_text(file.read_text().replace('weights = "base.safetensors"\n', ""))
+    refused(place.run("build", file), 3, "masks of torch.nn.utils.prune", "prune.remove(layer, 'weight')")
+
+
 def test_a_fresh_student_is_taught_and_made_again_from_its_arguments(place: Workplace) -> None:
     text = FACTORY.replace("make()", "make(width=32)").replace("Linear(32, 32)", "Linear(32, width)")
     place.write("model.py", text.replace("Linear(32, 2)", "Linear(width, 2)"))

@@ -65,6 +65,10 @@ class Attention(nn.Module):
         elif self.form == "unbind":
             shape = samples, tokens, 3, self.num_heads, self.size
             parts = [part.transpose(1, 2) for part in self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)]
+        elif self.form == "index":
+            shape = samples, tokens, 3, self.num_heads, self.size
+            stacked = self.qkv(x).reshape(shape).permute(2, 0, 1, 3, 4)
+            parts = [stacked[0], stacked[1], stacked[2]]
         else:
             parts = [part.view(samples, tokens, self.num_heads, -1) for part in self.qkv(x).chunk(3, -1)]
         q, k, v = (part.transpose(1, 2) for part in parts)
@@ -144,6 +148,20 @@ def test_the_widest_model_within_the_target_has_multiples_everywhere_and_its_out
     assert count_macs(result.module, (images(),)) <= target * count_macs(model, (images(),))
     assert all(after % multiple == 0 and after < before for before, after in result.widths.values())
     assert result.module(images()).shape == (4, 10)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.floats(0.15, 0.95), st.sampled_from([8, 16]))
+def test_every_width_is_the_nearest_multiple_of_one_common_share(target: float, multiple: int) -> None:
+    model = resnet()
+    result = pruned(model, images(), max(target, 0.3 if multiple == 16 else 0.0), multiple=multiple)
+    wide = {"0": 32, "3.shortcut": 32, "3.conv1": 32, "4.shortcut": 64, "4.conv1": 64}
+    assert set(result.widths) <= set(wide)
+    kept = {name: result.widths.get(name, (width, width))[1] for name, width in wide.items()}
+    # Nearest: the share of a layer lies within half a multiple of what it kept, for all layers at once.
+    lowest = max((kept[name] - multiple / 2) / width for name, width in wide.items())
+    highest = min(1.0 if kept[name] == width else (kept[name] + multiple / 2) / width for name, width in wide.items())
+    assert lowest <= highest
 
 
 def test_a_head_keeps_its_classes_although_nobody_named_it() -> None:
@@ -242,9 +260,10 @@ def test_what_an_lstm_reads_is_left_alone_because_torch_pruning_would_corrupt_it
     assert "first left alone: the model mixes its channels" in str(caught.value)
 
 
-def test_attention_by_chunks_is_left_alone() -> None:
+@pytest.mark.parametrize("form", ["chunk", "index"])
+def test_attention_that_is_taken_apart_otherwise_is_left_alone(form: str) -> None:
     torch.manual_seed(0)
-    result = pruned(Encoder("chunk").eval(), tokens(), 0.9)
+    result = pruned(Encoder(form).eval(), tokens(), 0.9)
     assert result.module.attention.num_heads == 4
     assert any(line.startswith("attention.qkv left alone") for line in result.left)
 
