@@ -91,7 +91,7 @@ def main() -> None:
             "fresh processes, with a 95 % interval.",
             table,
         )
-        print(f"{name}: {table([row])[-1]}", flush=True)
+        print(" | ".join(cells(row)), flush=True)
 
 
 def trained(folder: Path, epochs: int) -> None:

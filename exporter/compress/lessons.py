@@ -89,6 +89,7 @@ def checked_labels(labels: Tensor, goal: Tensor, loss: str) -> Tensor:
     Raises:
         DataError: they are neither.
     """
+    given = f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape[1:])}"
     if loss == "mse":
         fits, wanted = labels.shape == goal.shape, f"values of shape {list(goal.shape[1:])}"
         labels = labels.to(goal.dtype)
@@ -102,8 +103,7 @@ def checked_labels(labels: Tensor, goal: Tensor, loss: str) -> Tensor:
         raise DataError(
             "the labels do not fit the student's first output",
             where=f"{WHERE}, labels",
-            why=f"one sample has {str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape[1:])}; "
-            f'`loss = "{loss}"` takes {wanted}',
+            why=f'one sample has {given}; `loss = "{loss}"` takes {wanted}',
             hint="remove `labels`: teachers are enough",
         )
     return labels

@@ -25,7 +25,7 @@ from exporter.compress.lessons import (
     hard_loss,
     soft_loss,
 )
-from exporter.errors import ModelError
+from exporter.errors import DataError, ModelError
 
 HELD_OUT = 0.2
 """Share of the inputs that the student is judged on and never learns from."""
@@ -97,14 +97,17 @@ def distil(
         unfinished: a file that keeps the state between epochs, taken up when it is there and removed at the end.
 
     Raises:
-        DataError: the labels do not fit.
-        ModelError: outputs of student and teachers differ in number or shape, hints name no modules, or there are
-            too few samples.
+        DataError: the labels do not fit, or there are too few samples.
+        ModelError: outputs of student and teachers differ in number or shape, or hints name no modules.
     """
     samples = len(inputs[0])
     held = max(1, round(HELD_OUT * samples))
     if samples - held < 2:
-        raise ModelError(f"{samples} samples are too few to teach and to judge on", where="[calibration]")
+        raise DataError(
+            f"{samples} samples are too few to teach and to judge on",
+            where="[calibration]",
+            hint="give some hundred inputs: a fifth of them is held out",
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = tuple(tensor.to(device) for tensor in inputs)
     answers = answers_of(teachers, inputs, call, device)

@@ -9,8 +9,8 @@ import msgspec
 
 from exporter.artifacts import HistoryEntry, canonical, file_digest
 from exporter.bundle import write_atomically
-from exporter.disk import writing_failed
-from exporter.errors import DataError, ModelError
+from exporter.disk import disk_is_full, writing_failed
+from exporter.errors import DataError, ModelError, OutputError
 from exporter.events import Note
 from exporter.pipeline.distilling import distil_parts, distilled, plan_of_student
 from exporter.pipeline.making import Bench, Made
@@ -94,7 +94,14 @@ class Compressing:
             for name in (STATE, STRUCTURE):
                 write_atomically(folder / name, (model.folder / name).read_bytes())
         except OSError as error:
-            raise writing_failed(error, "compress.save", folder) from error
+            if disk_is_full(error, folder):
+                raise writing_failed(error, "the compressed model", folder) from error
+            raise OutputError(
+                "the compressed model cannot be written",
+                where=f"compress.save: {folder}",
+                why=error.strerror or str(error),
+                hint="name a folder, or one that can be made",
+            ) from error
         self.models.steps.emit(Note(text=f"the compressed model is in {folder}: {STATE} and {STRUCTURE}"))
 
     def _step(self, name: str, step: CompressStep, model: TorchModel) -> tuple[TorchModel, tuple[str, ...]]:

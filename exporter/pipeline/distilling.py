@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import msgspec
 from exporter import data as data_room
 from exporter import sources
 from exporter.artifacts import file_digest
-from exporter.errors import DataError
+from exporter.errors import DataError, InputError, ModelError
 from exporter.pipeline.making import Bench, Made
 from exporter.pipeline.models import TorchModel
 from exporter.plan_types import DistilStep, ModelPlan
@@ -35,7 +37,7 @@ def distil_parts(step: DistilStep, bench: Bench, model: TorchModel, trained: Tor
     section = bench.models.data.sections["calibration"]
     return {
         "step": msgspec.to_builtins(msgspec.structs.replace(step, source=None), enc_hook=file_digest),
-        "student": sources.identify(plan_of_student(step, model)).digest if step.fresh else None,
+        "student": _digest(step, model) if step.fresh else None,
         "teacher": None if step.teachers else trained.content,
         "labels": data_room.content_digest(section, step.labels) if step.labels else None,
     }
@@ -63,7 +65,8 @@ def distilled(
         structure: Structure = ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step.seed)
-            student = sources.load_factory(plan_of_student(step, model))
+            with _of_student():
+                student = sources.load_factory(plan_of_student(step, model))
     else:
         structure = model.structure
         student = models.prepared(model, inputs).flat.inner
@@ -88,6 +91,25 @@ def distilled(
     )
     again = (f"a run that was stopped was taken up after epoch {taught.resumed}",) if taught.resumed else ()
     return Made(module=taught.student, structure=structure, notes=(note, *again))
+
+
+def _digest(step: DistilStep, model: TorchModel) -> str:
+    with _of_student():
+        return sources.identify(plan_of_student(step, model)).digest
+
+
+@contextmanager
+def _of_student() -> Iterator[None]:
+    """Says of a factory's faults that they are the student's, whose keys stand in the step."""
+    try:
+        yield
+    except InputError as error:
+        raise ModelError(
+            f"the student cannot be made: {error.what}",
+            where='[[compress.steps]] method = "distil", source and student',
+            why=error.why,
+            hint="`source` names the student's factory, by default the model's, and `student` has its arguments",
+        ) from error
 
 
 def _samples(bench: Bench, labels: str | None) -> tuple[tuple[Tensor, ...], Tensor | None]:

@@ -167,7 +167,7 @@ def test_the_pruned_model_is_saved_without_a_pickle_and_made_again_by_its_factor
     assert place.run("plan", "plan.toml").code == 0
     assert not (place / "small").exists()
     plan(place, f'[compress]\nsave = "base.safetensors"\n{step}', gate=1.0)
-    refused(place.run("build", "plan.toml"), 3, "base.safetensors", hint=False)
+    refused(place.run("build", "plan.toml"), 3, "the compressed model cannot be written", "compress.save")
 
 
 def test_channels_are_pruned_to_a_latency_that_was_measured(place: Workplace) -> None:
@@ -344,6 +344,7 @@ def test_a_student_of_another_factory_is_taught(place: Workplace) -> None:
         ('method = "distil"\nhint_weight = 2.0', "there are no `hints`"),
         ('method = "distil"\nhints = { "7" = "1" }', "the student has no module '7'"),
         ('method = "distil"\nsource = "gone.py:make"', "gone.py does not exist"),
+        ('method = "distil"\nstudent = { width = 3 }', "the student cannot be made"),
         ('method = "prune-weights"', "needs either `sparsity` or `threshold`"),
         ('method = "prune-weights"\nsparsity = 0.5\npattern = "2:4"', "half zeros by itself"),
         ('method = "prune-weights"\nsparsity = 1.0', "compress.steps[0].sparsity"),
