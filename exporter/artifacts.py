@@ -472,6 +472,15 @@ class Manifest(Value, frozen=True, kw_only=True):
     choice: Choice
     seal: str = ""
 
+    def files_of(self, variant: Variant) -> tuple[FileEntry, ...]:
+        """A variant's files: all that lies in the folder of its main file."""
+        folder = variant.main.rpartition("/")[0] + "/"
+        return tuple(entry for entry in self.files if entry.path.startswith(folder))
+
+    def size_of(self, variant: Variant) -> int:
+        """Bytes of a variant's files."""
+        return sum(entry.size for entry in self.files_of(variant))
+
 
 class Host(Value, frozen=True, kw_only=True):
     """Facts of the machine that measured."""

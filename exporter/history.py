@@ -101,7 +101,6 @@ def measurement(manifest: Manifest, profile: Profile) -> MeasurementRecord:
     found = []
     for one in profile.variants:
         variant = known[one.variant]
-        folder = variant.main.rpartition("/")[0] + "/"
         found.append(
             MeasuredVariant(
                 variant=one.variant,
@@ -109,7 +108,7 @@ def measurement(manifest: Manifest, profile: Profile) -> MeasurementRecord:
                 low_ns=one.summary.median_low,
                 high_ns=one.summary.median_high,
                 peak_rss_bytes=one.peak_rss_bytes,
-                size=sum(entry.size for entry in manifest.files if entry.path.startswith(folder)),
+                size=manifest.size_of(variant),
                 metric=variant.fidelity.metric.value if variant.fidelity.metric else None,
             )
         )

@@ -77,7 +77,7 @@ def view_document(view: BundleView) -> dict[str, Any]:
                 "name": variant.name,
                 "precision": variant.precision,
                 "runtime": variant.runtime,
-                "size": view.size(variant),
+                "size": view.manifest.size_of(variant),
                 "scheme": variant.scheme,
                 "requires": variant.requires,
                 "coverage": variant.coverage,

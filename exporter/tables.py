@@ -41,15 +41,12 @@ def fidelity_columns(manifest: Manifest) -> list[str]:
 
 def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     """The trained model, then each variant: size and divergence of its worst output; `*` marks the default."""
-    sizes = {entry.path: entry.size for entry in manifest.files}
     rows = []
     first = manifest.variants[0].fidelity
     if first.metric is not None:
         rows.append((first.reference, NONE, f"{first.metric.reference:.4f}", *[NONE] * 5))
     for variant in manifest.variants:
-        folder = variant.main.rpartition("/")[0] + "/"
-        size = sum(count for path, count in sizes.items() if path.startswith(folder))
-        row = (_marked(variant.name, manifest), human_size(size), *_fidelity(variant, manifest))
+        row = (_marked(variant.name, manifest), human_size(manifest.size_of(variant)), *_fidelity(variant, manifest))
         rows.append(row if first.metric is not None else row[:METRIC] + row[METRIC + 1 :])
     return rows
 

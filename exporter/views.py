@@ -51,11 +51,6 @@ class BundleView(msgspec.Struct, frozen=True, kw_only=True):
         local = [name for name, one in self.profiles.items() if one.device == "local"]
         return next(iter([*local, *self.profiles]), None)
 
-    def size(self, variant: Variant) -> int:
-        """Bytes of a variant's files: all that lies in the folder of its main file."""
-        folder = variant.main.rpartition("/")[0] + "/"
-        return sum(entry.size for entry in self.manifest.files if entry.path.startswith(folder))
-
 
 def without_samples(profile: Profile) -> dict[str, Any]:
     """A profile as JSON, without its raw samples."""

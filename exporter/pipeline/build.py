@@ -18,6 +18,7 @@ from exporter.pipeline.recording import Recorder
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan, TargetPlan
 from exporter.target_api import Target
+from exporter.views import without_samples
 
 
 class TargetFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +89,6 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             "error": {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint},
         }
     manifest = outcome.manifest
-    sizes = {entry.path: entry.size for entry in manifest.files}
     return {
         "target": manifest.target,
         "built": True,
@@ -104,7 +104,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
                 "name": variant.name,
                 "precision": variant.precision,
                 "runtime": variant.runtime,
-                "size": variant_size(sizes, variant.main),
+                "size": manifest.size_of(variant),
                 "scheme": variant.scheme,
                 "coverage": variant.coverage,
                 "lints": variant.lints,
@@ -119,15 +119,6 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
 
 def profile_document(profile: Profile | NotMeasured) -> dict[str, Any]:
     """A profile without its raw samples, or why there is none."""
-    plain: dict[str, Any] = msgspec.to_builtins(profile)
     if isinstance(profile, NotMeasured):
-        return {"measured": False} | plain
-    for variant in plain["variants"]:
-        del variant["samples_ns"]
-    return {"measured": True} | plain
-
-
-def variant_size(sizes: dict[str, int], main: str) -> int:
-    """Bytes of a variant's files: all that lies in the folder of its main file."""
-    folder = main.rpartition("/")[0] + "/"
-    return sum(size for path, size in sizes.items() if path.startswith(folder))
+        return {"measured": False} | msgspec.structs.asdict(profile)
+    return {"measured": True} | without_samples(profile)

@@ -66,9 +66,8 @@ def _files(side: Side) -> dict[str, list[tuple[str, str]]]:
     """Path and digest of each variant's files."""
     if side.view is None:
         return {}
-    entries = [(entry.path, entry.sha256) for entry in side.view.manifest.files]
-    folders = {one.name: one.main.rpartition("/")[0] + "/" for one in side.view.manifest.variants}
-    return {name: [one for one in entries if one[0].startswith(folder)] for name, folder in folders.items()}
+    manifest = side.view.manifest
+    return {one.name: [(entry.path, entry.sha256) for entry in manifest.files_of(one)] for one in manifest.variants}
 
 
 def latencies(

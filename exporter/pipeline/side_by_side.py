@@ -160,7 +160,7 @@ def _variants(
         size = accuracy = sqnr = int8 = Pair(a=None, b=None, why=alone)
         ops = None
     else:
-        size = Pair(a=a.view.size(left), b=b.view.size(right))
+        size = Pair(a=a.view.manifest.size_of(left), b=b.view.manifest.size_of(right))
         losses = left.fidelity.metric, right.fidelity.metric
         values = [loss.value if loss else None for loss in losses]
         accuracy = Pair(a=None, b=None, why=why_not) if why_not else Pair(a=values[0], b=values[1])

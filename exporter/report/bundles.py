@@ -67,7 +67,7 @@ def _stages(view: BundleView) -> Table:
                 f"{variant.name}{simulated}",
                 f"{metric.value:.4f}" if metric else "-",
                 *_divergence(variant.fidelity),
-                human_size(view.size(variant)),
+                human_size(view.manifest.size_of(variant)),
             )
         )
     name = first.metric.name if first.metric else "metric"
@@ -99,7 +99,7 @@ def _variants(view: BundleView) -> Table:
                 variant.name + (" (default)" if variant == view.default else ""),
                 variant.runtime,
                 variant.precision,
-                human_size(view.size(variant)),
+                human_size(view.manifest.size_of(variant)),
                 variant.scheme.label if variant.scheme else "-",
                 f"{coverage.quantized} of {coverage.eligible}" if coverage else "-",
                 made_for_text(variant) if variant.requires else "any",

@@ -62,7 +62,7 @@ def _summary(found: Findings) -> Section:
                 view.path.name,
                 manifest.target,
                 default.name,
-                human_size(view.size(default)),
+                human_size(view.manifest.size_of(default)),
                 f"{metric.value:.4f} ({metric.name})" if metric else "no labels",
                 milliseconds(measured[0].summary.median) if measured else "not measured",
                 f"{ratios[0].ratio:.3f}x" if ratios else "-",

@@ -48,7 +48,7 @@ def tradeoff_sections(views: Sequence[BundleView]) -> list[Section]:
             for one in profile.variants:
                 if (quality := _quality(view, one.variant)) is not None:
                     label = f"{view.path.name}: {one.variant}" if several else one.variant
-                    size = view.size(view.variant(one.variant))
+                    size = view.manifest.size_of(view.variant(one.variant))
                     candidates.append(Candidate(label, one.summary.median / 1e6, size, quality))
         if len({_quality_name(view) for view, _ in measured}) == 1 and candidates:
             sections.append(_section(place, candidates, _quality_name(measured[0][0])))
