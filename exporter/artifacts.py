@@ -332,7 +332,7 @@ class Tolerance(Value, frozen=True, kw_only=True):
 
 
 class Repair(Value, frozen=True, kw_only=True):
-    """A change tried because an int8 model failed the gate, and what it brought; SQNR is the worst output's.
+    """A change to an int8 model, and what it brought; SQNR is the worst output's.
 
     Attributes:
         change: in words.
@@ -340,6 +340,8 @@ class Repair(Value, frozen=True, kw_only=True):
         sqnr_db: before and after, in dB; None where outputs are equal bit for bit.
         metric: before and after; None without labels.
         quantized: nodes in int8, before and after.
+        reason: the gate was not met, or the model is faster so.
+        latency: ratio of the latency after to that before, from a short race; None where none was run.
     """
 
     change: str
@@ -347,6 +349,8 @@ class Repair(Value, frozen=True, kw_only=True):
     sqnr_db: tuple[float | None, float | None]
     metric: tuple[float, float] | None
     quantized: tuple[int, int]
+    reason: Literal["gate", "speed"] = "gate"
+    latency: float | None = None
 
 
 class EdgeType(Value, frozen=True, kw_only=True):

@@ -360,12 +360,15 @@ class QuantizePlan(QuantScheme, frozen=True, kw_only=True):
     Attributes:
         enabled: build int8 variants beside the float one.
         try_dynamic: for transformers and LSTMs, build a variant with ranges taken at run time too.
+        try_products: race a file in which only convolutions and matrix products are int8 against the one in which
+            all is that can be; where it is faster and passes the gate, it takes the other's place.
         budget: what repairing an int8 variant that fails the gate may take: evaluations, or a time as in `"90 s"`;
             0 repairs nothing.
     """
 
     enabled: bool = True
     try_dynamic: bool = True
+    try_products: bool = True
     budget: Annotated[int, Meta(ge=0)] | Annotated[str, Meta(pattern=r"^[0-9]+ ?s$")] = 16
 
     @property

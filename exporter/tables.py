@@ -30,6 +30,7 @@ BENCHMARK_COLUMNS = ("", "runs", "load", "first", "least", "mean", "median", "p9
 METRIC = FIDELITY_COLUMNS.index("metric")
 NONE = "-"
 REASONS_SHOWN = 4
+REASONS = {"gate": "repaired", "speed": "changed for speed"}
 
 
 def fidelity_columns(manifest: Manifest) -> list[str]:
@@ -90,7 +91,7 @@ def variant_lines(manifest: Manifest) -> list[str]:
         for line in left_in_float(variant.coverage) if variant.coverage else ():
             groups.setdefault(line, []).append(variant.name)
     repaired = [
-        f"{variant.name} was repaired: {repair_text(repair)}"
+        f"{variant.name} was {REASONS[repair.reason]}: {repair_text(repair)}"
         for variant in manifest.variants
         for repair in variant.repairs
         if repair.kept
@@ -115,7 +116,8 @@ def repair_text(repair: Repair) -> str:
     db = " -> ".join("exact" if value is None else f"{value:.1f}" for value in repair.sqnr_db)
     metric = f", metric {repair.metric[0]:.4f} -> {repair.metric[1]:.4f}" if repair.metric else ""
     nodes = f", int8 nodes {repair.quantized[0]} -> {repair.quantized[1]}"
-    return f"{repair.change}: SQNR {db} dB{metric}{nodes}{'' if repair.kept else '; not kept'}"
+    latency = f", latency {repair.latency:.2f}x" if repair.latency is not None else ""
+    return f"{repair.change}: SQNR {db} dB{metric}{nodes}{latency}{'' if repair.kept else '; not kept'}"
 
 
 def made_for_text(variant: Variant) -> str:

@@ -4,6 +4,7 @@ from exporter.measure.fidelity import measure_fidelity
 from exporter.measure.gate import apply_gate
 from exporter.measure.metric import Metric, compare_metric, load_metric, metric_digest
 from exporter.measure.operators import node_latency
+from exporter.measure.racing import latency_ratio
 from exporter.measure.ratios import LEAST_ROUNDS, Ratio, bootstrap_ratio, paired_ratio, sample_quantile
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "apply_gate",
     "bootstrap_ratio",
     "compare_metric",
+    "latency_ratio",
     "load_metric",
     "measure_fidelity",
     "metric_digest",

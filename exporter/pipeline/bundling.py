@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from exporter.artifacts import (
-    Choice,
-    DataFacts,
     Fidelity,
-    HistoryEntry,
     Manifest,
-    ModelFacts,
     Signature,
     TensorSpec,
-    Variant,
     canonical,
     file_digest,
 )
@@ -33,21 +27,24 @@ from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.judging import unjudged
+from exporter.pipeline.manifesting import draft_manifest
+from exporter.pipeline.quick_races import QuickRaces
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
-from exporter.pipeline.steps import NOT_INSTALLED, versions
+from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
 from exporter.store import Stored, list_files
 from exporter.tables import history_lines
-from exporter.target_api import ConvertRequest, Payload, Target, VariantFile
+from exporter.target_api import ConvertRequest, Target, VariantFile
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from exporter.pipeline.expected import Cases
+
     Arrays = Mapping[str, NDArray[np.generic]]
 
 FIXED_BATCH = "the files have fixed shapes: the batch is 1"
-TOOLS = ("edge-exporter", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 class Drafted(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +74,8 @@ class Bundling:
         with self.steps.guarded(f"{self.target.name}: requires"):
             need = self.target.requires(plan.options)
         self.need = need
+        with self.steps.guarded(f"{self.target.name}: payload"):
+            self.payload = self.target.payload(plan.options)
         inputs = self._inputs()
         checked, data = job.check_data(inputs)
         self._gate_history(inputs, checked, data)
@@ -103,7 +102,20 @@ class Bundling:
             ]
             return Made(folder=folder, judged=judged, models=models)
 
-        made = Candidates(job, plan, inputs, float_model, samples, judge).settle(need)
+        def files(model: Int8Model) -> tuple[Path, VariantFile]:
+            folder, variants = self._convert(float_model, [model], program, signature)
+            return folder, next(variant for variant in variants if variant.name == model.file.name)
+
+        races = QuickRaces(
+            steps=self.steps,
+            target=self.target,
+            machine=self.payload.runtime.machine,
+            enabled=plan.profile.enabled,
+            cases=self._cases(inputs, checked, data),
+            cases_digest=checked.cases_digest,
+            files=files,
+        )
+        made = Candidates(job, plan, inputs, float_model, samples, judge, races).settle(need)
         self._warn_of_chance(made.judged[0][1], signature)
         self._gate(made.judged)
         return self._assemble(made, signature, checked, data)
@@ -246,8 +258,8 @@ class Bundling:
         checked: DataChecked,
         data: Path,
     ) -> Drafted:
+        payload = self.payload
         with self.steps.guarded(f"{self.target.name}: payload"):
-            payload = self.target.payload(self.plan.options)
             runner = {name: file_digest(path) for name, path in payload.files.items()}
         resolved = self.job.plan.resolved(self.plan)
         folder, variants = made.folder, [variant for variant, _ in made.judged]
@@ -257,15 +269,17 @@ class Bundling:
             self.steps.emit(Note(text=f"{self.target.name}: {note}"))
         taken = formed_signature(signature, form)
         history = self.job.rework(signature.inputs, checked, data).history
-        draft = self._manifest(made, taken, checked, payload, resolved, history)
+        draft = draft_manifest(
+            self.job, self.target, payload, made, taken, checked, resolved, history, notes=self.notes
+        )
         guide = payload.guide(draft) if payload.guide else None
 
         def build(bundle: Path) -> None:
-            from exporter.pipeline.expected import Cases, expected_samples
+            from exporter.pipeline.expected import expected_samples
 
             samples = bundle.parent / f"{bundle.name}-samples.npz"
             try:
-                cases = Cases(path=data / "cases.npz", count=checked.cases, inputs=signature.inputs, form=form)
+                cases = self._cases(signature.inputs, checked, data)
                 tolerances = expected_samples(cases, samples, self.target, folder, variants)
                 manifest = msgspec.structs.replace(
                     draft,
@@ -293,72 +307,10 @@ class Bundling:
         stored = self.steps.stored("bundle", 1, parts, build, label=f"{self.target.name}: bundle and self-test")
         return Drafted(folder=stored.folder, manifest=read_manifest(stored.folder))
 
-    def _manifest(
-        self,
-        made: Made,
-        signature: Signature,
-        checked: DataChecked,
-        payload: Payload,
-        resolved: Mapping[str, Any],
-        history: tuple[HistoryEntry, ...],
-    ) -> Manifest:
-        plan = self.job.plan
-        digests = self.job.data.digests
-        repairs = {model.file.name: model.repairs for model in made.models}
-        lints = {model.file.name: model.lints for model in made.models}
-        float_variant = made.judged[0][0].name
-        return Manifest(
-            name=plan.name,
-            target=self.target.name,
-            signature=signature,
-            variants=tuple(
-                Variant(
-                    name=variant.name,
-                    runtime=variant.runtime,
-                    main=f"variants/{variant.main}",
-                    precision=variant.precision,
-                    scheme=variant.scheme,
-                    coverage=variant.coverage,
-                    lints=lints.get(variant.name, ()),
-                    fidelity=fidelity,
-                    tolerances={},
-                    requires=variant.requires,
-                    specialises=variant.specialises,
-                    repairs=repairs.get(variant.name, ()),
-                    edges=variant.edges,
-                )
-                for variant, fidelity in made.judged
-            ),
-            float_variant=float_variant,
-            runtime=payload.runtime,
-            other_runtimes=payload.others,
-            samples=checked.cases,
-            model=ModelFacts(
-                source=str(resolved["model"]["source"]), digest=self.job.source.digest, licence=plan.model.licence
-            ),
-            data=DataFacts(
-                calibration=digests.get("calibration"),
-                calibration_samples=checked.calibration.samples if checked.calibration else 0,
-                evaluation=digests.get("evaluation"),
-                evaluation_samples=checked.evaluation.samples if checked.evaluation else 0,
-                overlap=checked.overlap,
-            ),
-            tools={
-                name: found
-                for name, found in versions(*TOOLS, *self.target.distributions).items()
-                if found != NOT_INSTALLED
-            },
-            made_on={"machine": platform.machine(), "features": list(cpu_features())},
-            notes=self._notes(checked),
-            history=history,
-            plan=dict(resolved),
-            files=(),
-            choice=Choice(variant=float_variant, why="no variant was measured yet: the float one runs"),
-        )
+    def _cases(self, inputs: tuple[TensorSpec, ...], checked: DataChecked, data: Path) -> Cases:
+        from exporter.pipeline.expected import Cases
 
-    def _notes(self, checked: DataChecked) -> tuple[str, ...]:
-        overlap = f"{checked.overlap} samples are in both calibration and evaluation data"
-        return (*self.job.notes, *self.notes, *((overlap,) if checked.overlap else ()))
+        return Cases(path=data / "cases.npz", count=checked.cases, inputs=inputs, form=self.need.form)
 
     def _gate_hint(self) -> str:
         budget = self.plan.quantize.budget

@@ -1,7 +1,9 @@
 """Brings an int8 model that fails the gate back within it, the cheapest change first.
 
 Even channels cost nothing at run time, nor does another observer or other scales of weights; a node in float does.
-So nodes become float last, worst first, and only as many as the gate needs.
+So nodes become float last: a few of the worst, then all but convolutions and matrix products, then as many of the
+worst as it takes.
+What a later change made useless is taken back.
 """
 
 from __future__ import annotations
@@ -11,34 +13,21 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from exporter.artifacts import Fidelity, NodeDamage, ObserverName, QuantScheme, Repair
+from exporter.artifacts import NodeDamage, ObserverName, QuantScheme, Repair
+from exporter.pipeline.judged import GAIN_DB, Change, Judged, better, change_of, changed, noise_db, products_only
 from exporter.pipeline.results import Int8Model
 
 WORST_SHARE = 0.25
 """Share of the nodes whose ranges and scales are tried otherwise before any becomes float."""
 OTHER_OBSERVERS: tuple[ObserverName, ...] = ("mse", "percentile")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-GAIN_DB = 0.1
-"""SQNR that a change must bring to stay where it does not better the metric."""
+MOVERS = frozenset(
+    ("Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+)
+"""Operators that move values and compute none: their noise is that of their input, in float as in int8."""
+FEW = 4
+"""Nodes that become float by themselves before everything but convolutions and matrix products does."""
 NAMES_SHOWN = 3
-
-
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """An int8 model and its gated fidelity."""
-
-    model: Int8Model
-    fidelity: Fidelity
-
-    @property
-    def passed(self) -> bool:
-        """Whether the gate was met by a model of which something is int8."""
-        return not self.fidelity.gate.failures and self.model.file.coverage.quantized > 0
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Of the worst output; None when all are equal bit for bit."""
-        found = [output.sqnr_db for output in self.fidelity.outputs if output.sqnr_db is not None]
-        return min(found, default=None)
 
 
 class Workshop(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +37,17 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
         judge: makes the model of a scheme, runs it over the evaluation data and gates it.
         rank: noise of each int8 node, worst first.
         uneven: pairs of layers that equalizing promises something for.
+        products: the operators among a model's that multiply by weights, or none where nothing else is int8.
+        make: makes the model of a scheme, and no more.
+        race: latency of the first model by that of the second, or None where this machine cannot tell.
     """
 
     judge: Callable[[QuantScheme], Judged]
     rank: Callable[[Int8Model], Sequence[NodeDamage]]
     uneven: Callable[[Int8Model], int]
+    products: Callable[[Int8Model], tuple[str, ...]]
+    make: Callable[[QuantScheme], Int8Model]
+    race: Callable[[Int8Model, Int8Model], float | None]
 
 
 class Budget:
@@ -79,6 +74,9 @@ class Repairing:
 
     def __init__(self, first: Judged, workshop: Workshop, budget: Budget) -> None:
         self.best = first
+        self._first = first
+        self._in_vain: tuple[Judged, int] = (first, 0)
+        self._kept: list[Change] = []
         self.repairs: list[Repair] = []
         self.ended = False
         self._workshop = workshop
@@ -86,10 +84,21 @@ class Repairing:
 
     def run(self) -> Judged:
         """Tries changes until the gate is met, the budget ends, or nothing is left to try."""
-        for phase in (self._equalize, self._saturation, self._observers, self._scales, self._floats):
+        phases = (
+            self._equalize,
+            self._saturation,
+            self._observers,
+            self._scales,
+            lambda: self._floats(FEW),
+            self._products,
+            self._floats,
+        )
+        for phase in phases:
             phase()
             if self.best.passed or self.ended:
                 break
+        self._take_back()
+        self._measure()
         return msgspec.structs.replace(
             self.best, model=msgspec.structs.replace(self.best.model, repairs=tuple(self.repairs))
         )
@@ -113,8 +122,7 @@ class Repairing:
             now = self._scheme
             changed = [name for name in tensors if now.observers.get(name, now.observer) != observer]
             if changed and not self.best.passed:
-                observers = {**now.observers, **dict.fromkeys(changed, observer)}
-                self._try(f"observer {observer} for {_named(changed)}", observers=observers)
+                self._try(f"observer {observer} for {_named(changed)}", observers=dict.fromkeys(changed, observer))
 
     def _scales(self) -> None:
         if not self._scheme.per_channel:
@@ -122,63 +130,112 @@ class Repairing:
         convolutions = [node.node for node in self._worst() if node.op in CONVOLUTIONS]
         changed = [name for name in convolutions if name not in self._scheme.per_tensor]
         if changed and not self.best.passed and self._scheme.per_channel:
-            per_tensor = (*self._scheme.per_tensor, *changed)
-            self._try(f"one scale for the weights of {_named(changed)}", per_tensor=per_tensor)
+            self._try(f"one scale for the weights of {_named(changed)}", per_tensor=tuple(changed))
 
-    def _floats(self) -> None:
+    def _products(self) -> None:
+        """Leaves int8 to what gains most by it: chains of small operators lose much in 8 bits and gain little."""
+        if not self._scheme.ops and (ops := self._workshop.products(self.best.model)):
+            self._try(products_only(ops), floats=True, ops=ops)
+
+    def _floats(self, most: int | None = None) -> None:
         """Doubles the number of worst nodes in float until the gate is met, then halves what can be taken back."""
-        base = self.best
-        order = [node.node for node in self._ranked()]
-        failed, passed = 0, None
+        base, before = self.best, len(self._kept)
+        order = [node.node for node in self._ranked() if node.op not in MOVERS]
         # With every node in float nothing of int8 would be left.
-        most = len(order) - 1
+        most = min(len(order) - 1, most or len(order))
+        failed, passed = self._in_vain[1] if self._in_vain[0] is base else 0, None
         while passed is None and failed < most and not self.ended:
             count = min(max(1, 2 * failed), most)
-            if self._try_float(base, order[:count]):
+            if self._try_float(base, order[:count], before):
                 passed = count
             failed = count if passed is None else failed
+        self._in_vain = base, failed
         while passed is not None and passed - failed > 1 and not self.ended:
             middle = (passed + failed) // 2
-            if self._try_float(base, order[:middle]):
+            if self._try_float(base, order[:middle], before):
                 passed = middle
             else:
                 failed = middle
 
-    def _try_float(self, base: Judged, names: Sequence[str]) -> bool:
-        """Whether the gate is met with these nodes in float as well."""
-        scheme = base.model.file.scheme
-        exclude = (*scheme.exclude, *(name for name in names if name not in scheme.exclude))
-        candidate = self._judged(msgspec.structs.replace(scheme, exclude=exclude))
+    def _try_float(self, base: Judged, names: Sequence[str], before: int) -> bool:
+        """Whether the gate is met with these nodes in float; takes the place of what was kept after `before`."""
+
+        def apply(scheme: QuantScheme) -> QuantScheme:
+            exclude = (*scheme.exclude, *(name for name in names if name not in scheme.exclude))
+            return msgspec.structs.replace(scheme, exclude=exclude)
+
+        candidate = self._judged(apply(base.model.file.scheme))
         if candidate is None:
             return False
         # Fewer nodes in float are better once the gate is met, whatever that costs in SQNR.
-        kept = candidate.passed or (not self.best.passed and _better(candidate, self.best))
-        self._record(f"{_named(names)} in float", candidate, kept=kept)
+        kept = candidate.passed or (not self.best.passed and better(candidate, self.best))
+        if kept:
+            for change in self._kept[before:]:
+                self._mark(change.index, kept=False)
+            del self._kept[before:]
+        count = f"{len(names)} nodes" if len(names) > 1 else "1 node"
+        self._record(f"{count} in float: {_named(names)}", candidate, apply, before=base, kept=kept, floats=True)
         return candidate.passed
 
-    def _try(self, change: str, **changes: object) -> None:
-        candidate = self._judged(msgspec.structs.replace(self._scheme, **changes))
+    def _take_back(self) -> None:
+        """Drops changes that the gate is met without; one that costs nothing stays where it still brings SQNR."""
+        for change in self._kept[-2::-1]:
+            if not self.best.passed or self.ended:
+                return
+            others = [one for one in self._kept if one is not change]
+            candidate = self._judged(self._scheme_of(others))
+            if candidate is None or not candidate.passed:
+                continue
+            if change.floats or noise_db(candidate) > noise_db(self.best) - GAIN_DB:
+                self._mark(change.index, kept=False)
+                self._kept = others
+                self.best = candidate
+
+    def _measure(self) -> None:
+        """Races each kept change against what was there before it."""
+        before = self._first.model
+        for number, change in enumerate(self._kept, 1):
+            after = self._workshop.make(self._scheme_of(self._kept[:number]))
+            self._mark(change.index, latency=self._workshop.race(after, before))
+            before = after
+
+    def _scheme_of(self, changes: Sequence[Change]) -> QuantScheme:
+        scheme = self._first.model.file.scheme
+        for change in changes:
+            scheme = change.apply(scheme)
+        return scheme
+
+    def _try(self, text: str, *, floats: bool = False, **values: object) -> None:
+        def apply(scheme: QuantScheme) -> QuantScheme:
+            return changed(scheme, values)
+
+        before = self.best
+        candidate = self._judged(apply(self._scheme))
         if candidate is not None:
-            self._record(change, candidate, kept=_better(candidate, self.best))
+            kept = better(candidate, before)
+            self._record(text, candidate, apply, before=before, kept=kept, floats=floats)
 
     def _judged(self, scheme: QuantScheme) -> Judged | None:
         self.ended = self.ended or not self._budget.spend()
         return None if self.ended else self._workshop.judge(scheme)
 
-    def _record(self, change: str, candidate: Judged, *, kept: bool) -> None:
-        before = self.best
-        metrics = before.fidelity.metric, candidate.fidelity.metric
-        self.repairs.append(
-            Repair(
-                change=change,
-                kept=kept,
-                sqnr_db=(before.sqnr_db, candidate.sqnr_db),
-                metric=(metrics[0].value, metrics[1].value) if metrics[0] and metrics[1] else None,
-                quantized=(before.model.file.coverage.quantized, candidate.model.file.coverage.quantized),
-            )
-        )
+    def _record(
+        self,
+        text: str,
+        candidate: Judged,
+        apply: Callable[[QuantScheme], QuantScheme],
+        *,
+        before: Judged,
+        kept: bool,
+        floats: bool,
+    ) -> None:
+        self.repairs.append(change_of(text, before, candidate, kept=kept))
         if kept:
+            self._kept.append(Change(len(self.repairs) - 1, apply, floats))
             self.best = candidate
+
+    def _mark(self, index: int, **values: object) -> None:
+        self.repairs[index] = msgspec.structs.replace(self.repairs[index], **values)
 
     def _ranked(self) -> Sequence[NodeDamage]:
         return self._workshop.rank(self.best.model)
@@ -186,21 +243,6 @@ class Repairing:
     def _worst(self) -> Sequence[NodeDamage]:
         ranked = self._ranked()
         return ranked[: max(1, round(WORST_SHARE * len(ranked)))]
-
-
-def _better(one: Judged, other: Judged) -> bool:
-    """Whether a model is nearer to the gate: it passes, loses less, or, with equal losses, has less noise."""
-    if one.passed != other.passed:
-        return one.passed
-    losses = [_loss(side.fidelity) for side in (one, other)]
-    noise = [float("inf") if side.sqnr_db is None else side.sqnr_db for side in (one, other)]
-    return losses[0] < losses[1] or (losses[0] == losses[1] and noise[0] > noise[1] + GAIN_DB)
-
-
-def _loss(fidelity: Fidelity) -> tuple[int, float]:
-    """Values that are no numbers count before any metric, which may pass over them."""
-    broken = sum(output.broken for output in fidelity.outputs)
-    return broken, fidelity.metric.relative_loss if fidelity.metric else 0.0
 
 
 def _named(names: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
         content: digest of what is stored.
         wanted: what the target asked for.
         prepared: the float file that it was quantized from; None for a dynamic one.
-        repairs: what was tried because it failed the gate.
+        repairs: what was tried because it failed the gate, or to make it faster.
     """
 
     file: Int8File
