@@ -25,7 +25,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     folder = Path(job["folder"])
     makers: dict[str, Callable[[], Runner]] = {
         "float": lambda: _onnx(Path(job["float"]), samples),
-        "ours": lambda: _onnx(Path(job["ours"]), samples),
+        "ours": lambda: _ours(Path(job["ours"]), job["ours_runtime"], samples),
         "onnxruntime": lambda: _onnx(
             plain.quantized(Path(job["float"]), {"x": samples}, 8, folder / "plain.onnx"), samples
         ),
@@ -50,6 +50,15 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         "ratio": ratio(timings, "ours", best),
         "failures": failures,
     }
+
+
+def _ours(path: Path, runtime: str, samples: np.ndarray) -> Runner:
+    if runtime == "onnxruntime":
+        return _onnx(path, samples)
+    from targets.runner import openvino_runtime
+
+    session = openvino_runtime.open_session(str(path), 1)
+    return lambda: session.run({"x": samples[:1]})
 
 
 def _onnx(path: Path, samples: np.ndarray) -> Runner:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporter.errors import StageError, shorten
 from exporter.quantize.equalize import equalize
+from exporter.quantize.sharing import share_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +70,7 @@ def external_size(model: Path) -> int:
 
 
 def _tidy(path: Path, *, large: bool, equalized: bool) -> None:
-    """Names nodes that have no name, so that each can be left in float, and flattens biases."""
+    """Names nodes that have no name, so that each can be left in float, flattens biases and shares equal weights."""
     import onnx
 
     model = onnx.load(path)
@@ -81,6 +82,8 @@ def _tidy(path: Path, *, large: bool, equalized: bool) -> None:
     _flatten_biases(model)
     if equalized:
         equalize(model)
+    # Last: evening out channels changes the weights of one node alone.
+    share_weights(model)
     onnx.save(model, path, save_as_external_data=large)
 
 

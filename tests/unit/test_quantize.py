@@ -197,6 +197,31 @@ def test_tied_weights_are_quantized_for_each_of_their_users(tmp_path):
 # --- coverage ------------------------------------------------------------------------------------------------------
 
 
+def test_equal_weights_of_nodes_of_one_kind_are_kept_once_and_biases_stay_apart(tmp_path):
+    draw = np.random.default_rng(0)
+    weights = draw.normal(size=(8, 8, 3, 3)).astype(np.float32)
+    scale = draw.normal(size=(8, 8, 8)).astype(np.float32)
+    bias = np.zeros(8, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["h"], name="first", pads=[1] * 4),
+        helper.make_node("Conv", ["h", "w2", "b2"], ["y"], name="second", pads=[1] * 4),
+        helper.make_node("Mul", ["y", "w3"], ["z"], name="scale"),
+    ]
+    model = make(
+        nodes,
+        {"x": ["batch", 8, 8, 8]},
+        {"z": ["batch", 8, 8, 8]},
+        {"w1": weights, "w2": weights.copy(), "b1": bias, "b2": bias.copy(), "w3": scale},
+    )
+    feeds = [{"x": draw.normal(size=(4, 8, 8, 8)).astype(np.float32)}]
+    _, found = quantized(tmp_path, model, SCHEME, feeds)
+    sizes = [value.nbytes for value in values(found).values() if value.dtype == np.int8 and value.ndim == 4]
+    assert sizes == [weights.size]
+    want = onnx_session(tmp_path / "float.onnx")(feeds[0])["z"]
+    got = onnx_session(tmp_path / "out" / "model.onnx")(feeds[0])["z"]
+    assert 10 * np.log10(np.square(want).sum() / np.square(got - want).sum()) > 25
+
+
 def test_what_has_no_int8_form_is_float_and_the_reason_is_told(tmp_path):
     random = np.random.default_rng(0)
     nodes = [
