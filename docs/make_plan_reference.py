@@ -43,7 +43,9 @@ Written by `docs/make_plan_reference.py` from the types that plans are read into
 A plan is a TOML file with `schema = 1`, a `name` (the first part of the bundles' folder names; by default the plan's
 folder), and the sections below. Paths are relative to the plan file. An unknown key is an error. A table
 `[targets.NAME]` asks for a bundle for that target; it may hold `export`, `quantize`, `gate` and `profile` tables that
-override the plan's for this target alone, as in `[targets.cpu.quantize]`.
+override the plan's for this target alone, as in `[targets.cpu.quantize]`. Tables `[[variants]]`, each with a `name`
+and `model`, `merge` or `compress` tables that are laid over the plan's, are built instead of the plan itself and
+[compared](merge.md#variants).
 
 The defaults below are the built-in ones; the `cpu` target prefers `quantize.reduce_range = true`.
 Later layers win: built-in default, the target's default, the plan, the plan's target table,

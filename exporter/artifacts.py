@@ -320,6 +320,34 @@ class HistoryEntry(Value, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class Alternative(Value, frozen=True, kw_only=True):
+    """One file of one alternative of a plan, or why there is none.
+
+    Attributes:
+        name: of the alternative in the plan.
+        target: that it was built for.
+        variant: the file; None where the alternative was refused.
+        metric: value of the plan's metric; None without labels.
+        sqnr_db: of its worst output against the alternative's own trained model; None where it is exact.
+        size: bytes of the file.
+        latency_ms: median; None where it was not measured.
+        pareto: no other file of this target is as good in every respect and better in one.
+        bundle: folder of the bundle.
+        failure: why it was refused.
+    """
+
+    name: str
+    target: str
+    variant: str | None = None
+    metric: float | None = None
+    sqnr_db: float | None = None
+    size: int | None = None
+    latency_ms: float | None = None
+    pareto: bool = False
+    bundle: str | None = None
+    failure: str | None = None
+
+
 class Tolerance(Value, frozen=True, kw_only=True):
     """How far an output may be from its expected value in a self-test: |y - e| <= atol + rtol * |e|.
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter.errors import ExporterError, PartialError, UsageError
+from exporter.errors import ExporterError, GateError, PartialError, UsageError
 from exporter.opening import opened as _console
+
+if TYPE_CHECKING:
+    from exporter.artifacts import Alternative
+    from exporter.console import Console
+    from exporter.pipeline.steps import Steps
+    from exporter.plan import Plan
 
 DAY = 24 * 3600
 
@@ -31,10 +37,11 @@ def build(
 ) -> None:
     """`edge-exporter build`."""
     from exporter.flags import plan_of
+    from exporter.pipeline.alternatives import build_alternatives
     from exporter.pipeline.build import TargetFailure, outcome_document
     from exporter.pipeline.build import build as run_build
     from exporter.registry import load_target
-    from exporter.show import show_bundle
+    from exporter.show import show_alternatives, show_bundle
 
     started = time.perf_counter()
     flags = {
@@ -49,20 +56,30 @@ def build(
         if no_profile:
             sets = [*sets, "profile.enabled=false"]
         plan = plan_of(model, flags, targets, sets)
-        outcomes = run_build(plan, output.absolute(), steps, load_target, keep_going=keep_going)
+        rows: list[Alternative] = []
+        if plan.variants:
+            both, rows = build_alternatives(plan, output.absolute(), steps, load_target, keep_going=keep_going)
+            outcomes = [outcome for _, outcome in both]
+        else:
+            outcomes = run_build(plan, output.absolute(), steps, load_target, keep_going=keep_going)
         failures: list[ExporterError] = []
         for outcome in outcomes:
             if isinstance(outcome, TargetFailure):
                 console.error(outcome.error)
-                failures.append(outcome.error)
+                # Of alternatives, one that is refused is what the comparison was for.
+                if not (plan.variants and isinstance(outcome.error, GateError)):
+                    failures.append(outcome.error)
             else:
                 show_bundle(console, outcome.path, outcome.manifest, outcome.profile)
+        if plan.variants:
+            show_alternatives(console, plan.name, rows)
         console.document(
             {
                 "schema": 1,
                 "name": plan.name,
                 "seconds": round(time.perf_counter() - started, 3),
                 "targets": [outcome_document(outcome) for outcome in outcomes],
+                **({"variants": rows} if plan.variants else {}),
             }
         )
         console.result(f"\ndone in {time.perf_counter() - started:.1f} s")
@@ -87,32 +104,43 @@ def init(*, model: str, calib: str | None, weights: Path | None, output: Path, f
 
 def show_plan(*, plan: Path, targets: Sequence[str], sets: Sequence[str], **common: Any) -> None:
     """`edge-exporter plan`."""
-    from exporter.pipeline.peek import step_states
     from exporter.plan import read_plan
     from exporter.registry import load_target
 
     with _console(**common) as (console, steps):
         resolved = read_plan(plan, load_target=load_target, sets=sets, only=targets)
-        states = step_states(resolved, steps, load_target)
-        document: dict[str, Any] = {"plan": str(plan), "targets": {}, "steps": states}
-        for target in resolved.targets:
-            tables = resolved.resolved(target)
-            values = {
-                f"{section}.{key}": value
-                for section, table in tables.items()
-                if isinstance(table, dict) and section != "targets"
-                for key, value in table.items()
-            }
-            values |= {f"targets.{target.name}.{key}": value for key, value in tables["targets"][target.name].items()}
-            rows = [(key, _origin(resolved.origins, target.name, key), _toml(value)) for key, value in values.items()]
-            console.table(("key", "from", "value"), rows, title=f"{resolved.name} for target {target.name}")
-            document["targets"][target.name] = {
-                key: {"value": values[key], "origin": origin} for key, origin, _ in rows
-            }
-        console.result("")
-        rows = [(state.target, state.step, "in the store" if state.cached else "to do") for state in states]
-        console.table(("target", "step", "state"), rows)
+        document: dict[str, Any] = {"plan": str(plan)}
+        if resolved.variants:
+            shown = {one.label: _shown_plan(console, one, steps) for one in resolved.variants}
+            document |= {"targets": {}, "steps": [], "variants": shown}
+        else:
+            document |= _shown_plan(console, resolved, steps)
         console.document(document)
+
+
+def _shown_plan(console: Console, plan: Plan, steps: Steps) -> dict[str, Any]:
+    """Values and steps of one plan, on the screen and for the document."""
+    from exporter.pipeline.peek import step_states
+    from exporter.registry import load_target
+
+    states = step_states(plan, steps, load_target)
+    shown: dict[str, Any] = {}
+    for target in plan.targets:
+        tables = plan.resolved(target)
+        values = {
+            f"{section}.{key}": value
+            for section, table in tables.items()
+            if isinstance(table, dict) and section != "targets"
+            for key, value in table.items()
+        }
+        values |= {f"targets.{target.name}.{key}": value for key, value in tables["targets"][target.name].items()}
+        rows = [(key, _origin(plan.origins, target.name, key), _toml(value)) for key, value in values.items()]
+        console.table(("key", "from", "value"), rows, title=f"{plan.name} for target {target.name}")
+        shown[target.name] = {key: {"value": values[key], "origin": origin} for key, origin, _ in rows}
+    console.result("")
+    rows = [(state.target, state.step, "in the store" if state.cached else "to do") for state in states]
+    console.table(("target", "step", "state"), rows)
+    return {"targets": shown, "steps": states}
 
 
 def analyze(
@@ -131,6 +159,11 @@ def analyze(
             found = [analyze_bundle(Path(source), variant, steps)]
         else:
             plan = read_plan(Path(source), load_target=load_target, sets=sets, only=targets)
+            if plan.variants:
+                raise UsageError(
+                    f"{source} has variants ({', '.join(one.label for one in plan.variants)})",
+                    hint="build it, and analyze the bundle of one of them",
+                )
             found = [analyze_plan(plan, load_target(one.name), one, variant, source, steps) for one in plan.targets]
         for analysis in found:
             show_analysis(console, analysis, rows)

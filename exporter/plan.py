@@ -30,6 +30,7 @@ from exporter.plan_types import (
     ProfilePlan,
     QuantizePlan,
 )
+from exporter.plan_variants import split_variants
 from exporter.target_api import Target, TargetOptions
 
 Tables = dict[str, Any]
@@ -47,7 +48,8 @@ PER_TARGET: dict[str, type[msgspec.Struct]] = {
     "gate": GatePlan,
     "profile": ProfilePlan,
 }
-TOP_LEVEL = ("schema", "name", "targets", *GLOBAL, *PER_TARGET)
+TOP_LEVEL = ("schema", "name", "targets", "variants", *GLOBAL, *PER_TARGET)
+HINT = "docs/plan.md lists every key with its type and default"
 TOML_TIMES = (datetime.datetime, datetime.date, datetime.time)
 PATH_KEYS = {"model": ("source", "weights", "depends"), "calibration": ("data",), "evaluation": ("data", "metric")}
 
@@ -79,6 +81,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         targets: one entry a target to build.
         origins: where each value came from, by dotted key.
         written: the tables as the user wrote them, paths untouched.
+        label: what an alternative is called in its plan; empty for the plan itself.
+        variants: the alternatives that are built instead of the plan itself, where it has some.
     """
 
     name: str
@@ -90,6 +94,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[TargetPlan, ...]
     origins: dict[str, str]
     written: Tables
+    label: str = ""
+    variants: tuple[Plan, ...] = ()
 
     def resolved(self, target: TargetPlan) -> Tables:
         """All values in force for one target, as TOML can hold them; absolute paths are cut to their last part."""
@@ -170,10 +176,23 @@ def resolve(
     Raises:
         PlanError: everything that is wrong, at once.
     """
-    try:
-        return _resolve(tables, base, where, origin, default_name, load_target, sets, only)
-    except RecursionError as error:
-        raise PlanError(["tables or lists are nested too deeply"], where=where) from error
+    problems: list[str] = []
+    rest, variants = split_variants(tables, problems)
+    plans: dict[str, Plan] = {}
+    for name, own in {"": rest, **variants}.items():
+        try:
+            plans[name] = _resolve(own, base, where, origin, default_name, load_target, sets, only)
+        except RecursionError as error:
+            raise PlanError(["tables or lists are nested too deeply"], where=where) from error
+        except PlanError as error:
+            # What an alternative shares with the plan is said once.
+            new = [problem for problem in error.problems if problem not in problems]
+            problems += [f"variant '{name}': {problem}" if name else problem for problem in new]
+    if problems:
+        raise PlanError(problems, where=where, hint=HINT)
+    plan = plans.pop("")
+    named = (msgspec.structs.replace(one, name=f"{plan.name}-{name}", label=name) for name, one in plans.items())
+    return msgspec.structs.replace(plan, variants=tuple(named))
 
 
 def _resolve(
@@ -221,7 +240,7 @@ def _resolve(
     check_compress(globals_.get("compress"), list(present), problems)
     check_preprocessing(globals_.get("model"), problems)
     if problems:
-        raise PlanError(problems, where=where, hint="docs/plan.md lists every key with its type and default")
+        raise PlanError(problems, where=where, hint=HINT)
     return Plan(
         name=name,
         model=globals_["model"],

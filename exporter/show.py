@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.artifacts import BenchmarkProfile, InstructionProfile, Manifest, NotMeasured, Profile
+from exporter.artifacts import Alternative, BenchmarkProfile, InstructionProfile, Manifest, NotMeasured, Profile
 from exporter.console import Console
 from exporter.tables import (
+    ALTERNATIVE_COLUMNS,
     BENCHMARK_COLUMNS,
     PROFILE_COLUMNS,
+    alternative_rows,
     apart_text,
     benchmark_rows,
     fidelity_columns,
@@ -57,6 +60,21 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
             console.result(f"not run here: {', '.join(f'{one.name}, {apart_text(one)}' for one in others)}")
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
     console.result(f"bundle: {path}")
+
+
+def show_alternatives(console: Console, name: str, alternatives: Sequence[Alternative]) -> None:
+    """All alternatives of a plan in one table, and why some are refused."""
+    console.result("")
+    console.table(
+        ALTERNATIVE_COLUMNS,
+        alternative_rows(alternatives),
+        title=f"{name}: variants of the plan; SQNR is against each one's own trained model, and each was timed in a "
+        "run of its own",
+    )
+    for one in alternatives:
+        if one.failure:
+            console.result(f"{one.name} for {one.target} is refused: {one.failure}")
+    console.result("* no other file of the target is as good in every respect and better in one")
 
 
 def show_instructions(console: Console, counted: InstructionProfile) -> None:

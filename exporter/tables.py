@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from exporter.artifacts import (
+    Alternative,
     BenchmarkProfile,
     Comparison,
     Coverage,
@@ -27,6 +28,7 @@ HISTORY_COLUMNS = ("SQNR dB", "top-1", "parameters", "MMAC", "size", "zstd", "ze
 PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
 """Times are milliseconds."""
 BENCHMARK_COLUMNS = ("", "runs", "load", "first", "least", "mean", "median", "p95", "MB")
+ALTERNATIVE_COLUMNS = ("", "target", "file", "metric", "SQNR dB", "size", "median ms", "Pareto")
 METRIC = FIDELITY_COLUMNS.index("metric")
 NONE = "-"
 REASONS_SHOWN = 4
@@ -81,6 +83,23 @@ def history_lines(history: Sequence[HistoryEntry]) -> list[str]:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def alternative_rows(alternatives: Sequence[Alternative]) -> list[tuple[str, ...]]:
+    """One row a file; `*` marks those that no other of the target beats."""
+    return [
+        (
+            one.name,
+            one.target,
+            one.variant or "refused",
+            NONE if one.metric is None else f"{one.metric:.4f}",
+            NONE if one.variant is None else "exact" if one.sqnr_db is None else f"{one.sqnr_db:.1f}",
+            NONE if one.size is None else human_size(one.size),
+            NONE if one.latency_ms is None else milliseconds(one.latency_ms * 1e6),
+            "*" if one.pareto else "",
+        )
+        for one in alternatives
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from exporter.bundle import bundle_name
+from exporter.errors import GateError
 from exporter.pipeline.bundling import Bundling
 from exporter.pipeline.job import Job
 from exporter.pipeline.steps import Steps
@@ -66,7 +67,7 @@ def step_states(plan: Plan, steps: Steps, load_target: Callable[[str], Target]) 
         try:
             drafted = Bundling(job, load_target(target_plan.name), target_plan).draft()
             peek.seen.append((f"bundle {bundle_name(drafted.manifest)}", True))
-        except _ToDoError:
-            pass  # Its label is the last one seen.
+        except (_ToDoError, GateError):
+            pass  # Its label is the last one seen; what was refused ends with the step that was judged.
         states += [StepState(target=target_plan.name, step=step, cached=cached) for step, cached in peek.seen]
     return states

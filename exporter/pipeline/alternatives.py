@@ -1,0 +1,95 @@
+"""`[[variants]]`: every alternative of a plan built, and one table of accuracy, size and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from exporter.artifacts import Alternative, Profile, canonical
+from exporter.bundle import write_atomically
+from exporter.errors import GateError
+from exporter.events import Note
+from exporter.pipeline.build import Outcome, TargetFailure, build
+from exporter.pipeline.publish import Published
+from exporter.pipeline.steps import Steps
+from exporter.plan import Plan
+from exporter.target_api import Target
+
+
+def build_alternatives(
+    plan: Plan, output: Path, steps: Steps, load_target: Callable[[str], Target], *, keep_going: bool
+) -> tuple[list[tuple[Plan, Outcome]], list[Alternative]]:
+    """Builds all alternatives; one that a gate or a comparison refuses is a row of the table, and stops nothing.
+
+    Args:
+        plan: has alternatives.
+        output: folder that bundles are published in; `<plan>-variants.json` is written there with the table.
+        steps: runs the steps; what alternatives share is done once.
+        load_target: finds targets by name.
+        keep_going: record other failures too and go on.
+
+    Raises:
+        ExporterError: of the first target that fails otherwise, without `keep_going`; of the first refusal where
+            every alternative was refused.
+    """
+    outcomes: list[tuple[Plan, Outcome]] = []
+    for alternative in plan.variants:
+        steps.emit(Note(text=f"variant {alternative.label}"))
+        for outcome in build(alternative, output, steps, load_target, keep_going=True):
+            if isinstance(outcome, TargetFailure) and not isinstance(outcome.error, GateError) and not keep_going:
+                raise outcome.error
+            outcomes.append((alternative, outcome))
+    failures = [outcome.error for _, outcome in outcomes if isinstance(outcome, TargetFailure)]
+    if len(failures) == len(outcomes):
+        raise failures[0]
+    rows = mark_pareto([row for one, outcome in outcomes for row in _rows(one.label, outcome)])
+    write_atomically(output / f"{plan.name}-variants.json", canonical(rows))
+    return outcomes, rows
+
+
+def mark_pareto(rows: Sequence[Alternative]) -> list[Alternative]:
+    """Marks the rows that no other row of their target beats; what was not measured of all is left out of it."""
+    marked = []
+    for row in rows:
+        rivals = [one for one in rows if one.target == row.target and one.variant is not None]
+        measures = [
+            (name, better)
+            for name, better in (("metric", 1), ("size", -1), ("latency_ms", -1))
+            if all(getattr(one, name) is not None for one in rivals)
+        ]
+        beaten = row.variant is None or any(_beats(rival, row, measures) for rival in rivals)
+        marked.append(msgspec.structs.replace(row, pareto=not beaten))
+    return marked
+
+
+def _beats(rival: Alternative, row: Alternative, measures: Sequence[tuple[str, int]]) -> bool:
+    gains = [better * (getattr(rival, name) - getattr(row, name)) for name, better in measures]
+    return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
+
+
+def _rows(name: str, outcome: Outcome) -> list[Alternative]:
+    if isinstance(outcome, TargetFailure):
+        return [Alternative(name=name, target=outcome.target, failure=outcome.error.what.partition("\n")[0])]
+    return _published(name, outcome)
+
+
+def _published(name: str, published: Published) -> list[Alternative]:
+    manifest, profile = published.manifest, published.profile
+    medians = {}
+    if isinstance(profile, Profile):
+        medians = {one.variant: one.summary.median / 1e6 for one in profile.variants}
+    return [
+        Alternative(
+            name=name,
+            target=manifest.target,
+            variant=variant.name,
+            metric=variant.fidelity.metric.value if variant.fidelity.metric else None,
+            sqnr_db=min((one.sqnr_db for one in variant.fidelity.outputs if one.sqnr_db is not None), default=None),
+            size=manifest.size_of(variant),
+            latency_ms=medians.get(variant.name),
+            bundle=published.path.name,
+        )
+        for variant in manifest.variants
+    ]
