@@ -10,6 +10,7 @@ from exporter.artifacts import Profile, RuntimeNeed, Variant
 from exporter.console import Console
 from exporter.tables import (
     PROFILE_COLUMNS,
+    REASONS,
     fidelity_columns,
     fidelity_rows,
     gate_text,
@@ -105,7 +106,9 @@ def variant_facts(variant: Variant) -> list[str]:
     facts = [variant.scheme.label] if variant.scheme else []
     facts += [made_for_text(variant)] if variant.requires else []
     facts += ["its arithmetic was simulated, not run here"] if variant.fidelity.arithmetic == "simulated" else []
-    facts += [f"{'repaired' if repair.kept else 'tried'}: {repair_text(repair)}" for repair in variant.repairs]
+    facts += [
+        f"{REASONS[repair.reason] if repair.kept else 'tried'}: {repair_text(repair)}" for repair in variant.repairs
+    ]
     facts += [f"in float: {line}" for line in (left_in_float(variant.coverage) if variant.coverage else ())]
     facts += [f"{lint.kind}: {lint.subject}: {lint.text}; {lint.action}" for lint in variant.lints[:LINTS_SHOWN]]
     rest = len(variant.lints) - LINTS_SHOWN

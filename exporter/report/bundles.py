@@ -14,6 +14,7 @@ from exporter.views import BundleView
 
 STAGES = ("stage", "metric", "SQNR dB", "cosine", "top-1", "max error", "size")
 OPEN_ROWS = 12
+WHY = {"gate": "the gate was not met", "speed": "for speed"}
 
 
 def bundle_section(view: BundleView, operators: Mapping[str, tuple[NodeLatency, ...] | str]) -> Section:
@@ -183,11 +184,13 @@ def _repairs(view: BundleView) -> tuple[Block, ...]:
             metric = f"{repair.metric[0]:.4f} to {repair.metric[1]:.4f}" if repair.metric else "-"
             db = " to ".join("exact" if value is None else f"{value:.1f}" for value in repair.sqnr_db)
             nodes = f"{repair.quantized[0]} to {repair.quantized[1]}"
-            rows.append((repair.change, variant.name, "yes" if repair.kept else "no", db, metric, nodes))
+            latency = "-" if repair.latency is None else f"{repair.latency:.2f}x"
+            kept = "yes" if repair.kept else "no"
+            rows.append((repair.change, variant.name, WHY[repair.reason], kept, db, metric, nodes, latency))
     if not rows:
         return (Lines(items=("none were needed",)),)
-    columns = ("change", "variant", "kept", "SQNR dB", "metric", "nodes in int8")
-    return (Table(caption="What was tried because the gate was not met, and what it brought", columns=columns,
+    columns = ("change", "variant", "why", "kept", "SQNR dB", "metric", "nodes in int8", "latency")
+    return (Table(caption="What was tried, what it brought, and what it cost", columns=columns,
                   rows=tuple(rows)),)  # fmt: skip
 
 

@@ -167,7 +167,9 @@ def test_emulated_devices_stand_apart_and_repairs_say_what_they_brought(place: W
     assert "123,456" in apart
     assert "int8: too new" in apart
     assert "123,456" not in out[: out.index("### Emulated devices")]
-    assert "| conv in float | int8 | yes | 11.5 to exact | 0.8000 to 0.9000 | 3 to 2 |" in out
+    assert (
+        "| conv in float | int8 | the gate was not met | yes | 11.5 to exact | 0.8000 to 0.9000 | 3 to 2 | - |" in out
+    )
     assert "| torch: pruned (step) | 0.7500 |" in out
 
 
