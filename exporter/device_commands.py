@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exporter.errors import UsageError, shorten
+from exporter.errors import InputError, UsageError, shorten
 from exporter.opening import opened
 
 if TYPE_CHECKING:
@@ -95,6 +95,13 @@ def _show_measured(
     from exporter.show import show_profile
 
     choices = [publish.choose(manifest, one, profile_name(one)) for one in measured]
+    emulated = measured[0].provenance == "emulated"
+    if set_default and emulated:
+        raise InputError(
+            f"{measured[0].device} is emulated: its latency chooses no default",
+            why=measured[0].flags[-1],
+            hint="the profile is kept, labelled; leave out --set-default",
+        )
     if set_default:
         manifest = publish.set_default(bundle, manifest, choices[0])
     for one in measured:
@@ -102,7 +109,7 @@ def _show_measured(
         for comparison in one.comparisons:
             console.result(publish.describe(comparison))
     default = manifest.choice.variant
-    other = "" if len(measured) > 1 or default == choices[0].variant else _other(choices[0].variant)
+    other = "" if emulated or len(measured) > 1 or default == choices[0].variant else _other(choices[0].variant)
     console.result(f"default variant: {default}{other}")
     console.document(
         {

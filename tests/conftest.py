@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 from support import Workplace
 
-DEVICE_TESTS = ("test_adb", "test_adb_benchmark", "test_ssh")
+DEVICE_TESTS = ("test_adb", "test_adb_benchmark", "test_boards", "test_ssh")
 """Modules that use this machine as a device, which serves one exporter at a time."""
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from support import Result, Workplace
+
+from exporter.artifacts import Profile
+from exporter.bundle import read_manifest, read_profiles
+
+MEASURED = ("--min-seconds", "0.02", "--max-seconds", "0.3")
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 
 
@@ -46,6 +54,50 @@ class Server:
             if int(fields[1]) == self.process.pid:
                 found.append(int(stat.parent.name))
         return found
+
+
+class Board:
+    """A device named `board` in a devices.toml of its own."""
+
+    def __init__(self, place: Workplace, server: Server, folder: Path) -> None:
+        self.place = place
+        self.server = server
+        self.file = folder / "devices.toml"
+        self.home = folder / "on the device"
+        self.keys: dict[str, object] = {
+            "address": f"ssh://127.0.0.1:{server.port}",
+            "ssh_config": str(server.config),
+            "python": sys.executable,
+            "folder": str(self.home),
+            "connect_seconds": 5,
+        }
+        self.set()
+
+    def set(self, **changes: object) -> Board:
+        """Changes keys; None removes one."""
+        self.keys |= changes
+        lines = [f"{key} = {json.dumps(value)}" for key, value in self.keys.items() if value is not None]
+        self.file.write_text("\n".join(["schema = 1", "[devices.board]", *lines]) + "\n")
+        return self
+
+    def arguments(self, bundle: Path) -> list[str]:
+        return ["profile", str(bundle), "--device", "board", "--devices", str(self.file), *MEASURED]
+
+    def profile(self, bundle: Path, *more: str) -> Result:
+        return self.place.run(*self.arguments(bundle), *more)
+
+    def check(self, *more: str) -> Result:
+        return self.place.run("devices", "check", "board", "--devices", self.file, *more)
+
+    def files(self, folder: str = "") -> list[str]:
+        """Regular files on the device."""
+        top = self.home / folder
+        return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
+
+
+def only_profile(bundle: Path) -> Profile:
+    (profile,) = read_profiles(bundle, read_manifest(bundle)).values()
+    return profile
 
 
 @contextmanager

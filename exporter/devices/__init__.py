@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exporter.devices.find import device_of, emulated_device
     from exporter.devices.isolated import isolated_python
     from exporter.devices.local import cpu_features, run_bench, run_self_test
+    from exporter.devices.remote import emulation_note
     from exporter.devices.running import profile_name, steady_seconds
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "cpu_features",
     "device_of",
     "emulated_device",
+    "emulation_note",
     "isolated_python",
     "named_device",
     "profile_name",
@@ -49,6 +51,7 @@ _HOMES = {
     "cpu_features": "local",
     "device_of": "find",
     "emulated_device": "find",
+    "emulation_note": "remote",
     "isolated_python": "isolated",
     "named_device": "config",
     "profile_name": "running",

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.artifacts import DeviceFacts, Manifest, Provenance
+from exporter.artifacts import DeviceFacts, Manifest
 from exporter.devices.android import android_facts
 from exporter.devices.channel import Channel, Lost, boot
 from exporter.devices.config import ADB, NamedDevice
 from exporter.devices.local import PROBE, PROBE_SECONDS, RUNTIMES, probed
-from exporter.devices.remote import RemoteBundle, bundle_on, folder_of, speaking
+from exporter.devices.remote import RemoteBundle, bundle_on, emulation, emulation_note, folder_of, speaking
 from exporter.errors import ExporterError, MissingError, StageError, shorten
 from exporter.events import Emit
 
@@ -88,8 +88,6 @@ class Adb:
 class AdbDevice:
     """A device at `adb:SERIAL`, or the only one that is connected at `adb:`."""
 
-    provenance: Provenance = "native"
-
     def __init__(self, named: NamedDevice) -> None:
         self.name = named.name
         self.address = named.plan.address
@@ -105,9 +103,11 @@ class AdbDevice:
         with self._connected(python) as channel, speaking(self.name, "looking at the device"):
             probe = [python, "-I", "-c", PROBE.read_text(encoding="utf-8"), folder_of(self._named.plan), *RUNTIMES]
             code, printed, words = channel.run(probe, PROBE_SECONDS)
+            emulated = emulation(channel, self._named)
         if code != 0:
             raise StageError(f"{self.name} could not be looked at", where=python, why=shorten(words, 600))
-        return probed(printed, self.name, self.address)
+        notes = [emulation_note(emulated)] if emulated else []
+        return probed(printed, self.name, self.address, notes, "emulated" if emulated else "native")
 
     @contextmanager
     def prepared(self, bundle: Path, manifest: Manifest, emit: Emit) -> Iterator[RemoteBundle]:

@@ -62,8 +62,8 @@ def userland(store: Store, runtime: RuntimeNeed) -> Path:
     key = stage_key("arm64-userland", 1, {"packages": PACKAGES, "wheels": pins})
 
     def build(folder: Path) -> None:
-        _unpack_packages(folder)
-        _unpack_wheels(folder, pins)
+        unpack_packages(folder, PACKAGES)
+        unpack_wheels(folder, pins)
         _compile(folder)
 
     return store.get_or_build("arm64-userland", key, build).folder
@@ -95,7 +95,12 @@ def pinned(requirements: Sequence[str]) -> list[str]:
     return pins
 
 
-def _unpack_packages(root: Path) -> None:
+def unpack_packages(root: Path, packages: Sequence[str]) -> None:
+    """Downloads Debian's arm64 packages, and what they depend on, and unpacks them into a folder.
+
+    Raises:
+        MissingError: they cannot be had here.
+    """
     apt = root / "apt"
     for folder in ("lists/partial", "archives/partial"):
         (apt / folder).mkdir(parents=True)
@@ -106,8 +111,8 @@ def _unpack_packages(root: Path) -> None:
     _call(["apt-get", "-qq", "update"], "read the lists of arm64 packages", environment)
     # The lists of an unreachable archive are no error to apt-get update; the missing packages then are.
     _call(
-        ["apt-get", "-qq", "--yes", "--download-only", "install", *PACKAGES],
-        f"fetch {', '.join(PACKAGES)} for arm64",
+        ["apt-get", "-qq", "--yes", "--download-only", "install", *packages],
+        f"fetch {', '.join(packages)} for arm64",
         environment,
     )
     for package in sorted((apt / "archives").glob("*.deb")):
@@ -117,7 +122,12 @@ def _unpack_packages(root: Path) -> None:
         shutil.rmtree(root / unused, ignore_errors=True)
 
 
-def _unpack_wheels(root: Path, pins: Sequence[str]) -> None:
+def unpack_wheels(root: Path, pins: Sequence[str]) -> None:
+    """Downloads aarch64 wheels for the folder's own Python and C library, and unpacks them.
+
+    Raises:
+        MissingError: they cannot be had here.
+    """
     python = guest_python(root).name.removeprefix("python")
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(_glibc_minor(root), 16, -1)]
     _call(

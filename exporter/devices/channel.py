@@ -55,7 +55,7 @@ class Channel:
     """An open conversation.
 
     Attributes:
-        hello: what the agent said of its interpreter: `python`, `version`, `machine`, `libc`.
+        hello: what the agent said of its interpreter: `python`, `version`, `machine`, `emulator`.
     """
 
     def __init__(self, command: Sequence[str], connect_seconds: float) -> None:

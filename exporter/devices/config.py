@@ -39,6 +39,7 @@ class DevicePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         connect_seconds: how long reaching the device may take.
         wait_seconds: how long to wait while another exporter has the device.
         install_seconds: how long making an environment there may take.
+        emulated: ssh, adb: whether its processor is emulated, where that cannot be told, or is told wrongly.
         notes: free text, shown by `edge-exporter devices`.
     """
 
@@ -54,6 +55,7 @@ class DevicePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connect_seconds: Annotated[float, Meta(gt=0)] = 15.0
     wait_seconds: Annotated[float, Meta(ge=0)] = 600.0
     install_seconds: Annotated[float, Meta(gt=0)] = 1800.0
+    emulated: bool | None = None
     notes: str = ""
 
 
@@ -76,7 +78,7 @@ class Devices(Struct, frozen=True, kw_only=True):
     named: Mapping[str, DevicePlan]
 
 
-MEASURING = ("folder", "threads", "affinity", "keep", "connect_seconds", "wait_seconds")
+MEASURING = ("folder", "threads", "affinity", "keep", "connect_seconds", "wait_seconds", "emulated")
 SCHEMES: Mapping[str, Sequence[str]] = {
     SSH: ("python", "wheels", "ssh_config", "install_seconds", *MEASURING),
     ADB: ("python", "benchmark_binary", *MEASURING),

@@ -14,6 +14,14 @@ from exporter.plan_types import ProfilePlan
 class Prepared(Protocol):
     """A device that holds a bundle and everything that it needs."""
 
+    @property
+    def provenance(self) -> Provenance:
+        """What a measurement made there counts as; values of different provenance are never ranked together."""
+
+    @property
+    def emulated(self) -> str:
+        """What says that its processor is emulated; empty where it is not."""
+
     def self_test(self) -> dict[str, Any]:
         """What the bundle's own self-test printed there.
 
@@ -39,10 +47,6 @@ class Device(Protocol):
     @property
     def address(self) -> str:
         """How it is reached, as `--device` takes it."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """What a measurement made there counts as; values of different provenance are never ranked together."""
 
     def check(self) -> DeviceFacts:
         """Looks at what is there, and changes nothing.

@@ -39,7 +39,6 @@ class LocalDevice:
 
     name = LOCAL
     address = LOCAL
-    provenance: Provenance = "native"
 
     def check(self) -> DeviceFacts:
         """Asks a fresh interpreter, as a bundle's runner would be."""
@@ -60,6 +59,9 @@ class LocalDevice:
 class LocalBundle:
     """A bundle on this machine."""
 
+    provenance: Provenance = "native"
+    emulated = ""
+
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self._bundle = bundle
         self._variants = len(manifest.variants)
@@ -73,10 +75,12 @@ class LocalBundle:
         return run_bench(self._bundle, settings, self._variants)
 
 
-def probed(printed: bytes, name: str, address: str, notes: Sequence[str] = ()) -> DeviceFacts:
-    """What onboard/probe.py printed on a device where a bundle runs natively."""
+def probed(
+    printed: bytes, name: str, address: str, notes: Sequence[str] = (), provenance: Provenance = "native"
+) -> DeviceFacts:
+    """What onboard/probe.py printed on a device that runs bundles by itself."""
     found = msgspec.json.decode(printed, type=dict[str, Any])
-    facts = {"device": name, "address": address, "provenance": "native", "notes": list(notes)}
+    facts = {"device": name, "address": address, "provenance": provenance, "notes": list(notes)}
     return msgspec.convert({**found, **facts}, DeviceFacts)
 
 

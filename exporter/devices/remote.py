@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import Manifest, Profile, digest_of, file_digest
+from exporter.artifacts import Manifest, Profile, Provenance, digest_of, file_digest
 from exporter.devices.channel import Channel, Lost, Refused, trouble
 from exporter.devices.config import ADB, DevicePlan, NamedDevice
 from exporter.devices.running import (
@@ -49,6 +49,8 @@ class RemoteBundle:
         self._variants = variants
         self._path = path
         self._hint = python_hint(named) if named.plan.python else None
+        self.emulated = emulation(channel, named)
+        self.provenance: Provenance = "emulated" if self.emulated else "native"
 
     def self_test(self) -> dict[str, Any]:
         """`run.py --self-test --json` there.
@@ -81,6 +83,18 @@ class RemoteBundle:
 
     def _where(self) -> str:
         return f"{self._path} on {self._name}"
+
+
+def emulation(channel: Channel, named: NamedDevice) -> str:
+    """What says that the device's processor is emulated: devices.toml, else the device; empty where it is not."""
+    if named.plan.emulated is not None:
+        return "devices.toml says so" if named.plan.emulated else ""
+    return str(channel.hello["emulator"])
+
+
+def emulation_note(why: str) -> str:
+    """What a reader of measurements from an emulated device must know."""
+    return f"the processor is emulated ({why}): latency there says nothing about a device"
 
 
 def python_hint(named: NamedDevice) -> str:

@@ -87,8 +87,8 @@ def profile_name(profile: Profile) -> str:
     A device's name where it is not this machine, CPU, cores, runtime, threads, and CPUs when pinned.
     """
     settings, elsewhere = profile.settings, "" if profile.device == "local" else f"{profile.device}-"
-    # What a stranger's file says must not take the place of what was measured from here.
-    elsewhere = f"imported-{elsewhere}" if profile.provenance == "imported" else elsewhere
+    # What a stranger's file or an emulator says must not take the place of what was measured on the device.
+    elsewhere = elsewhere if profile.provenance == "native" else f"{profile.provenance}-{elsewhere}"
     pinned = f"-cpu{'.'.join(map(str, settings.affinity))}" if settings.affinity else ""
     host = f"{elsewhere}{profile.host.cpu}-{profile.host.cores}c-{profile.runtime.name}".lower()
     how = f"-{settings.threads}t{pinned}"

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.artifacts import DeviceFacts, Manifest, Provenance
+from exporter.artifacts import DeviceFacts, Manifest
 from exporter.devices.channel import Channel, Lost, boot
 from exporter.devices.config import NamedDevice, ssh_destination
 from exporter.devices.local import PROBE, PROBE_SECONDS, RUNTIMES, probed
-from exporter.devices.remote import RemoteBundle, bundle_on, folder_of, speaking
+from exporter.devices.remote import RemoteBundle, bundle_on, emulation, emulation_note, folder_of, speaking
 from exporter.errors import ExporterError, MissingError, StageError, shorten
 from exporter.events import Emit
 
@@ -44,8 +44,6 @@ FAULTS: Sequence[tuple[str, str, str]] = (
 class SshDevice:
     """A device at `ssh://user@host:port`."""
 
-    provenance: Provenance = "native"
-
     def __init__(self, named: NamedDevice) -> None:
         self.name = named.name
         self.address = named.plan.address
@@ -56,12 +54,14 @@ class SshDevice:
         plan = self._named.plan
         with self._connected() as channel, speaking(self.name, "looking at the device"):
             python = plan.python or channel.hello["python"]
+            emulated = emulation(channel, self._named)
             probe = [python, "-I", "-c", PROBE.read_text(encoding="utf-8"), folder_of(plan), *RUNTIMES]
             code, printed, words = channel.run(probe, PROBE_SECONDS)
         if code != 0:
             raise StageError(f"{self.name} could not be looked at", where=python, why=shorten(words, 600))
         made = "an environment with the bundle's runtime is made when a bundle is measured"
-        return probed(printed, self.name, self.address, () if plan.python else (made,))
+        notes = [*([] if plan.python else [made]), *([emulation_note(emulated)] if emulated else [])]
+        return probed(printed, self.name, self.address, notes, "emulated" if emulated else "native")
 
     @contextmanager
     def prepared(self, bundle: Path, manifest: Manifest, emit: Emit) -> Iterator[RemoteBundle]:

@@ -76,6 +76,7 @@ class Bundling:
         self.need = need
         with self.steps.guarded(f"{self.target.name}: payload"):
             self.payload = self.target.payload(plan.options)
+        self._check_dynamic()
         inputs = self._inputs()
         checked, data = job.check_data(inputs)
         self._gate_history(inputs, checked, data)
@@ -119,6 +120,17 @@ class Bundling:
         self._warn_of_chance(made.judged[0][1], signature)
         self._gate(made.judged)
         return self._assemble(made, signature, checked, data)
+
+    def _check_dynamic(self) -> None:
+        """Refuses dynamic int8 for a target that says of none of its files how such a one must be judged."""
+        quantize = self.plan.quantize
+        if quantize.enabled and quantize.dynamic and self.need.int8 and not self.need.dynamic:
+            raise InputError(
+                f"target '{self.target.name}' makes no dynamic int8",
+                where="quantize.dynamic",
+                why="its int8 files are simulated where another CPU builds them, and ranges at run time cannot be",
+                hint=f"`[targets.{self.target.name}.quantize] dynamic = false` makes static int8 for it",
+            )
 
     def _inputs(self) -> tuple[TensorSpec, ...]:
         """The model's inputs; all fixed where the target needs the captured program."""

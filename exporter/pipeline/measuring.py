@@ -9,7 +9,7 @@ import msgspec
 
 from exporter.artifacts import Manifest, Profile, Provenance, canonical
 from exporter.bundle import PROFILES, check_bundle, read_manifest, sealed_profile, write_atomically
-from exporter.devices import Device, profile_name, steady_seconds
+from exporter.devices import Device, emulation_note, profile_name, steady_seconds
 from exporter.disk import writing_failed
 from exporter.errors import BundleError
 from exporter.events import Note
@@ -39,7 +39,10 @@ def profile_on(device: Device, bundle: Path, sweep: Sequence[ProfilePlan], steps
                     label = _label(manifest, device, settings, len(sweep) > 1)
                     with steps.measuring(label, steady_seconds(settings)):
                         measured = ready.profile(settings)
-                    profiles.append(keep(bundle, manifest, measured, device.name, device.provenance, steps))
+                    if ready.emulated:
+                        flags = (*measured.flags, emulation_note(ready.emulated))
+                        measured = msgspec.structs.replace(measured, flags=flags)
+                    profiles.append(keep(bundle, manifest, measured, device.name, ready.provenance, steps))
     except OSError as error:
         raise writing_failed(error, "the profile", bundle) from error
     return profiles

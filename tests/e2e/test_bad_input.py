@@ -56,6 +56,13 @@ def test_all_problems_of_a_plan_are_told_at_once(place):
     assert message.count("\n  - ") == 3
 
 
+def test_dynamic_int8_is_refused_where_no_kernel_here_can_judge_it(place):
+    sections = {**changed("quantize", dynamic=True), "targets.arm": {}}
+    del sections["targets.cpu"]
+    message = build(place, sections, 3, "target 'arm' makes no dynamic int8", "quantize.dynamic")
+    assert "[targets.arm.quantize] dynamic = false" in message
+
+
 def test_an_unknown_target_is_answered_with_the_known_ones(place):
     build(place, {**GOOD, "targets.cpuu": {}}, 3, "there is no target 'cpuu'", "did you mean 'cpu'?")
     refused(place.run("build", "model.onnx", "--calib", "calib.npz", "--target", "tpu"), 3, "'tpu'", "cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -13,16 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sshd import SSHD, Server, free_port, serving
-from support import COMMAND, Result, Workplace, refused
+from sshd import SSHD, Board, Server, free_port, only_profile, serving
+from support import COMMAND, Workplace, refused
 
-from exporter.artifacts import Profile
 from exporter.bundle import read_manifest, read_profiles
 from exporter.devices import remote
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="sshd is missing: install openssh-server")
 
-MEASURED = ("--min-seconds", "0.02", "--max-seconds", "0.3")
 CUT = """\
 import os, select, socket, sys
 host, port, most = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -61,53 +58,9 @@ def bundle(place: Workplace, tmp_path: Path) -> Path:
     return made
 
 
-class Board:
-    """A device named `board` in a devices.toml of its own."""
-
-    def __init__(self, place: Workplace, server: Server, folder: Path) -> None:
-        self.place = place
-        self.server = server
-        self.file = folder / "devices.toml"
-        self.home = folder / "on the device"
-        self.keys: dict[str, object] = {
-            "address": f"ssh://127.0.0.1:{server.port}",
-            "ssh_config": str(server.config),
-            "python": sys.executable,
-            "folder": str(self.home),
-            "connect_seconds": 5,
-        }
-        self.set()
-
-    def set(self, **changes: object) -> Board:
-        """Changes keys; None removes one."""
-        self.keys |= changes
-        lines = [f"{key} = {json.dumps(value)}" for key, value in self.keys.items() if value is not None]
-        self.file.write_text("\n".join(["schema = 1", "[devices.board]", *lines]) + "\n")
-        return self
-
-    def arguments(self, bundle: Path) -> list[str]:
-        return ["profile", str(bundle), "--device", "board", "--devices", str(self.file), *MEASURED]
-
-    def profile(self, bundle: Path, *more: str) -> Result:
-        return self.place.run(*self.arguments(bundle), *more)
-
-    def check(self, *more: str) -> Result:
-        return self.place.run("devices", "check", "board", "--devices", self.file, *more)
-
-    def files(self, folder: str = "") -> list[str]:
-        """Regular files on the device."""
-        top = self.home / folder
-        return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
-
-
 @pytest.fixture
 def board(place: Workplace, server: Server, tmp_path: Path) -> Board:
     return Board(place, server, tmp_path)
-
-
-def only_profile(bundle: Path) -> Profile:
-    (profile,) = read_profiles(bundle, read_manifest(bundle)).values()
-    return profile
 
 
 def script(path: Path, body: str) -> str:
@@ -355,6 +308,34 @@ def test_a_full_disk_is_refused_before_anything_is_sent(place: Workplace, bundle
         board = Board(place, server, tmp_path)
         refused(board.profile(bundle), 5, "no space left on board", "are free")
     assert read_profiles(bundle, read_manifest(bundle)) == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk can be mounted by root only")
+def test_a_disk_that_fills_while_sending_leaves_whole_files_and_the_next_run_completes(
+    place: Workplace, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "on the device"
+    small.mkdir()
+    # Something else there takes the space after it was counted.
+    monkeypatch.setattr(remote, "SPARE_BYTES", -(2**30))
+    total = len(read_manifest(bundle).files) + 1
+    with serving(tmp_path / "sshd", small=(small, "64k")) as server:
+        board = Board(place, server, tmp_path).set(keep="all")
+        refused(board.profile(bundle), 5, "no space left on board while sending the bundle", "free some space there")
+        assert read_profiles(bundle, read_manifest(bundle)) == {}
+        board.home = Path(f"/proc/{server.process.pid}/root{small}")
+        kept = board.files("blobs")
+        assert 0 < len(kept) < total
+        for name in kept:
+            assert hashlib.sha256((board.home / "blobs" / name).read_bytes()).hexdigest() == name
+        assert board.files("tmp") == board.files("bundles") == []
+        grow = ["nsenter", "-t", str(server.process.pid), "-m", "mount", "-o", "remount,size=64m", str(small)]
+        subprocess.run(grow, check=True)
+        monkeypatch.undo()
+        again = board.profile(bundle)
+        assert again.code == 0, again.err
+    assert f"({total - len(kept)} of {total} files" in again.err
+    assert only_profile(bundle).self_test == "passed"
 
 
 def test_a_benchmark_that_hangs_is_ended_and_the_device_is_free_again(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -225,6 +226,34 @@ class Agent:
         return {"ok": True, "size": len(printed), **reply}, printed
 
 
+def emulator() -> str:
+    """What gives away that this processor is emulated; empty where nothing does: no proof that it is real."""
+    machine, cpuinfo = platform.machine(), text("/proc/cpuinfo")
+    process, kernel = text("/proc/self/comm"), text("/proc/sys/kernel/arch") or machine
+    if process.startswith("qemu-"):
+        return f"its programs run inside {process}"
+    if family(kernel) != family(machine) or (family(machine) == "arm" and "vendor_id" in cpuinfo):
+        return f"its programs are of {machine}, and its kernel is of another processor"
+    board = text("/sys/firmware/devicetree/base/compatible") + text("/sys/class/dmi/id/sys_vendor")
+    if family(machine) == "arm" and ("dummy-virt" in board or "QEMU" in board):
+        return "it calls itself a board of QEMU's"
+    return "it calls its processor QEMU's" if "QEMU TCG" in cpuinfo else ""
+
+
+def family(machine: str) -> str:
+    """Machines whose processors run each other's programs."""
+    return "arm" if re.match("arm|aarch64", machine) else "x86" if re.match("x86|i.86|amd64", machine) else machine
+
+
+def text(path: str) -> str:
+    """A small file; empty when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
 def lock_device() -> Any:
     """A name that only one process of this machine can hold, whoever runs it; freed when that process ends."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -279,7 +308,7 @@ def serve(token: str) -> None:
         "python": sys.executable,
         "version": platform.python_version(),
         "machine": platform.machine(),
-        "libc": list(platform.libc_ver()),
+        "emulator": emulator(),
     }
     # Login scripts may have printed something; the token says where answers begin.
     os.write(1, ("\n" + token + "\n").encode())
