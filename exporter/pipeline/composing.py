@@ -14,11 +14,12 @@ from exporter.merge.wiring import feeding
 from exporter.merge_checks import COMPOSED
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.composition import Composition, MemberModel
-from exporter.pipeline.models import Inputs, Models, TorchModel
-from exporter.pipeline.results import DataChecked, Reference, load_json
+from exporter.pipeline.merge_work import MergeWork
+from exporter.pipeline.models import TorchModel
+from exporter.pipeline.results import Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import Plan
-from exporter.plan_types import MergeModelPlan, MergePlan, ModelPlan
+from exporter.plan_types import MergeModelPlan, ModelPlan
 from exporter.sources import Source
 
 if TYPE_CHECKING:
@@ -78,18 +79,8 @@ def known_classes(plan: Plan) -> int:
     return total
 
 
-class Composing:
+class Composing(MergeWork):
     """Stacks or fuses the members of a plan."""
-
-    def __init__(self, models: Models, plan: Plan, inputs: Inputs, checked: DataChecked, data: Path) -> None:
-        if plan.merge is None:
-            raise ValueError("the plan merges nothing")
-        self.models = models
-        self.plan = plan
-        self.merge: MergePlan = plan.merge
-        self.inputs = inputs
-        self.checked = checked
-        self.data = data
 
     def members(self) -> dict[str, TorchModel]:
         """The members as their files have them."""

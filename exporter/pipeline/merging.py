@@ -13,26 +13,19 @@ from exporter.errors import DataError, ModelError
 from exporter.merge_checks import KNOWING
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.judging import judged_by
+from exporter.pipeline.merge_work import MergeWork
 from exporter.pipeline.models import STATE, Inputs, Models, TorchModel, write_model
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.pipeline.weighing import Weighing, needs_base, numbers
 from exporter.plan import Plan
-from exporter.plan_types import MergePlan
 
 
-class Merging:
+class Merging(MergeWork):
     """Makes the merged model of a plan, and refuses it when it is worse than what went into it."""
 
     def __init__(self, models: Models, plan: Plan, inputs: Inputs, checked: DataChecked, data: Path) -> None:
-        if plan.merge is None:
-            raise ValueError("the plan merges nothing")
-        self.models = models
-        self.plan = plan
-        self.merge: MergePlan = plan.merge
-        self.inputs = inputs
-        self.checked = checked
-        self.data = data
+        super().__init__(models, plan, inputs, checked, data)
         self._check_data()
 
     def members(self) -> dict[str, TorchModel]:

@@ -14,28 +14,22 @@ from exporter.errors import DataError, ModelError
 from exporter.pipeline.comparing import compare
 from exporter.pipeline.composing import known_classes, member_plan
 from exporter.pipeline.composition import Composition, MemberModel
+from exporter.pipeline.merge_work import MergeWork
 from exporter.pipeline.models import Inputs, Models, TorchModel, write_model
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import Plan
-from exporter.plan_types import MergeModelPlan, MergePlan
+from exporter.plan_types import MergeModelPlan
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class Transferring:
+class Transferring(MergeWork):
     """Teaches the model of [model] to answer as the models of [merge] do, without labels."""
 
     def __init__(self, models: Models, plan: Plan, inputs: Inputs, checked: DataChecked, data: Path) -> None:
-        if plan.merge is None:
-            raise ValueError("the plan merges nothing")
-        self.models = models
-        self.plan = plan
-        self.merge: MergePlan = plan.merge
-        self.inputs = inputs
-        self.checked = checked
-        self.data = data
+        super().__init__(models, plan, inputs, checked, data)
         if "calibration" not in models.data.sections:
             raise DataError(
                 "a student is taught on real inputs, and there are none",
