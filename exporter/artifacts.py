@@ -127,6 +127,7 @@ class QuantScheme(Value, frozen=True, kw_only=True):
         words += [] if self.dynamic else [self.observer]
         words += ["7-bit weights"] if self.reduce_range else []
         words += ["equalized"] if self.equalize else []
+        words += [f"only {', '.join(self.ops)}"] if self.ops else []
         return " ".join(words)
 
 

@@ -104,7 +104,7 @@ class Bundling:
             return Made(folder=folder, judged=judged, models=models)
 
         def files(model: Int8Model) -> tuple[Path, VariantFile]:
-            folder, variants = self._convert(float_model, [model], program, signature)
+            folder, variants = self._convert(float_model, [model], program, signature, why=" for a race")
             return folder, next(variant for variant in variants if variant.name == model.file.name)
 
         races = QuickRaces(
@@ -177,7 +177,13 @@ class Bundling:
             )
 
     def _convert(
-        self, float_model: FloatModel, int8: Sequence[Int8Model], program: Stored | None, signature: Signature
+        self,
+        float_model: FloatModel,
+        int8: Sequence[Int8Model],
+        program: Stored | None,
+        signature: Signature,
+        *,
+        why: str = "",
     ) -> tuple[Path, tuple[VariantFile, ...]]:
         job = self.job
         calibrates = self.need.calibration and self.plan.quantize.enabled
@@ -209,7 +215,7 @@ class Bundling:
             "signature": signature,
             "versions": versions(*self.target.distributions),
         }
-        stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert")
+        stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert{why}")
         made = load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
         return stored.folder / "variants", made
 

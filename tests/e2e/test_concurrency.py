@@ -57,7 +57,9 @@ def entries(place: Workplace) -> Counter[str]:
 
 
 def test_two_builds_of_one_plan_build_each_step_once_and_publish_one_bundle(model: Workplace) -> None:
-    results = at_once(model, (), ())
+    # What a race finds decides which steps come after it.
+    no_race = ("--set", "quantize.try_products=false")
+    results = at_once(model, no_race, no_race)
     assert [result.code for result in results] == [0, 0], [result.err for result in results]
     first, second = (steps(result) for result in results)
     measuring = "cpu: measure latency"
