@@ -15,6 +15,5 @@ RUNNER_FILES = (
     "bench.py",
     "stats.py",
     "host.py",
-    "missing.py",
 )
 """The files that travel in every bundle, beside the one `runtime.py` that knows the bundle's runtime."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from .missing import RuntimeMissing
 
 NAME = "onnxruntime"
 PROVIDER = "CPUExecutionProvider"
@@ -21,6 +21,21 @@ DTYPES = {
     "tensor(bool)": "bool",
 }  # fmt: skip
 ERRORS_ONLY = 3
+
+
+class RuntimeMissing(Exception):
+    """onnxruntime cannot be imported; `command` brings it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{NAME} cannot be imported: {why}")
+        self.command = install_command()
+
+
+def install_command() -> str:
+    """The pip command that brings the runtime: the bundle's requirements file where there is one."""
+    path = Path(__file__).resolve().parent / f"requirements-{NAME}.txt"
+    wanted = f'-r "{path}"' if path.is_file() else NAME
+    return f"{Path(sys.executable).name or 'python'} -m pip install {wanted}"
 
 
 def version() -> str:
@@ -91,6 +106,6 @@ def _library() -> Any:
     try:
         library = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise RuntimeMissing(NAME, f"{NAME} cannot be imported: {' '.join(str(error).split())[:300]}") from error
+        raise RuntimeMissing(" ".join(str(error).split())[:300]) from error
     library.set_default_logger_severity(ERRORS_ONLY)
     return library

@@ -6,13 +6,28 @@ A runtime is: NAME, version(), provider(), open_session(), and RuntimeMissing.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from .missing import RuntimeMissing
 
 NAME = "openvino"
 DEVICE = "CPU"
+
+
+class RuntimeMissing(Exception):
+    """OpenVINO cannot be imported; `command` brings it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{NAME} cannot be imported: {why}")
+        self.command = install_command()
+
+
+def install_command() -> str:
+    """The pip command that brings the runtime: the bundle's requirements file where there is one."""
+    path = Path(__file__).resolve().parent / f"requirements-{NAME}.txt"
+    wanted = f'-r "{path}"' if path.is_file() else NAME
+    return f"{Path(sys.executable).name or 'python'} -m pip install {wanted}"
 
 
 def version() -> str:
@@ -83,4 +98,4 @@ def _library() -> Any:
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise RuntimeMissing(NAME, f"{NAME} cannot be imported: {' '.join(str(error).split())[:300]}") from error
+        raise RuntimeMissing(" ".join(str(error).split())[:300]) from error

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
-
-from .missing import RuntimeMissing
 
 LITERT = "ai-edge-litert"
 CANDIDATES = ((LITERT, "ai_edge_litert.interpreter"), ("tflite-runtime", "tflite_runtime.interpreter"))
@@ -32,6 +32,14 @@ INTEGERS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 NAME: str
 
 
+class RuntimeMissing(Exception):
+    """No runtime works here; `command` brings one."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"neither {' nor '.join(name for name, _ in CANDIDATES)} works here: {why}")
+        self.command = install_command()
+
+
 class Library(NamedTuple):
     """A runtime that was proved to work."""
 
@@ -44,6 +52,13 @@ def __getattr__(name: str) -> str:
     if name == "NAME":
         return _library().name
     raise AttributeError(name)
+
+
+def install_command() -> str:
+    """The pip command that brings the runtime: the bundle's requirements file where there is one."""
+    path = Path(__file__).resolve().parent / f"requirements-{LITERT}.txt"
+    wanted = f'-r "{path}"' if path.is_file() else LITERT
+    return f"{Path(sys.executable).name or 'python'} -m pip install {wanted}"
 
 
 def version() -> str:
@@ -148,5 +163,4 @@ def _library() -> Library:
             reasons.append(f"{name}: {' '.join(str(error).split())[:200] or type(error).__name__}")
         else:
             return Library(name, library)
-    known = " nor ".join(name for name, _ in CANDIDATES)
-    raise RuntimeMissing(LITERT, f"neither {known} works here: {'; '.join(reasons)}")
+    raise RuntimeMissing("; ".join(reasons))
