@@ -308,6 +308,38 @@ def report(**options: Any) -> None:
     report_commands.report(**options)
 
 
+@_command(
+    "edge-exporter pack bundles/mnist-cpu-0123456789ab",
+    "edge-exporter pack bundles/mnist-cpu-0123456789ab --level 19 --output mnist.tar.zst",
+)
+@click.argument("bundle", type=PATH)
+@click.option("--output", type=PATH, metavar="FILE", help="The file to write (default: beside the bundle, .tar.zst).")
+@click.option(
+    "--level", type=click.IntRange(1, 22), default=10, show_default=True,
+    help="Of zstd: 19 is some percent smaller, and much slower to pack.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@_common
+def pack(**options: Any) -> None:
+    """Pack a bundle into one compressed file, which `verify`, `show` and `compare` read as it is."""
+    from exporter import pack_commands
+
+    pack_commands.pack(**options)
+
+
+@_command(
+    "edge-exporter unpack mnist-cpu-0123456789ab.tar.zst", "edge-exporter unpack mnist.tar.zst --output bundles"
+)
+@click.argument("file", type=PATH)
+@click.option("--output", type=PATH, metavar="DIR", help="Folder that the bundle's goes into (default: the file's).")
+@_common
+def unpack(**options: Any) -> None:
+    """Unpack a packed bundle and check every byte."""
+    from exporter import pack_commands
+
+    pack_commands.unpack(**options)
+
+
 @_command("edge-exporter targets", "edge-exporter targets --json")
 @_common
 def targets(**options: Any) -> None:

@@ -172,14 +172,15 @@ def analyze(
 
 def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **common: Any) -> None:
     """`edge-exporter verify`."""
+    from exporter.bundle import opened_bundle
     from exporter.pipeline.check import verify as run_verify
 
     if minimum and not isolated:
         raise UsageError("--minimum needs --isolated: it installs the oldest runtime into a fresh environment")
     if isolated and no_run:
         raise UsageError("--isolated runs the self-test, --no-run does not: choose one")
-    with _console(**common) as (console, _):
-        verified = run_verify(bundle, run=not no_run, isolated=isolated, minimum=minimum)
+    with _console(**common) as (console, _), opened_bundle(bundle) as folder:
+        verified = run_verify(folder, run=not no_run, isolated=isolated, minimum=minimum)
         manifest = verified.manifest
         count = len(manifest.files) + 1
         console.result(f"{bundle}: {count} files are as they were written")

@@ -12,11 +12,13 @@ from exporter.opening import opened
 
 def show(*, bundle: Path, **common: Any) -> None:
     """`edge-exporter show`."""
-    from exporter.bundle import read_view
+    from msgspec.structs import replace
+
+    from exporter.bundle import opened_bundle, read_view
     from exporter.show_view import show_view, view_document
 
-    with opened(**common) as (console, _):
-        view = read_view(bundle)
+    with opened(**common) as (console, _), opened_bundle(bundle) as folder:
+        view = replace(read_view(folder), path=bundle)
         show_view(console, view)
         console.document(view_document(view))
 
@@ -36,6 +38,7 @@ def compare(
     **common: Any,
 ) -> None:
     """`edge-exporter compare`."""
+    from exporter.bundle import opened_bundle
     from exporter.comparison import judged, parse_gates
     from exporter.pipeline.side_by_side import compare as run_compare
     from exporter.show_compare import compared_markdown, show_compared
@@ -45,10 +48,14 @@ def compare(
     if as_json and form == "md":
         raise UsageError("--json and --format md are two forms of the same result: choose one")
     asked = parse_gates(gates)
-    with opened(as_json=as_json or form == "json", **common) as (console, steps):
+    with (
+        opened(as_json=as_json or form == "json", **common) as (console, steps),
+        opened_bundle(first) as one,
+        opened_bundle(second) as other,
+    ):
         compared = run_compare(
-            first,
-            second,
+            one,
+            other,
             steps,
             variant=variant,
             across=across,

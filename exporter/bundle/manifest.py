@@ -44,6 +44,12 @@ def read_manifest(bundle: Path) -> Manifest:
         BundleError: naming what does not hold.
     """
     path = bundle / MANIFEST
+    if bundle.is_file():
+        raise InputError(
+            "this is a file, and a bundle's folder is needed",
+            where=str(bundle),
+            hint=f"where it is a packed bundle: `edge-exporter unpack {bundle}`",
+        )
     if not bundle.is_dir():
         raise InputError("there is no such bundle folder", where=str(bundle), hint="`edge-exporter build` prints it")
     manifest = _read(path, Manifest)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.artifacts import NodeLatency, Variant
-from exporter.bundle import MANIFEST, SAMPLES, check_bundle, read_view
+from exporter.bundle import MANIFEST, SAMPLES, check_bundle, is_packed, read_view
 from exporter.devices import cpu_features
 from exporter.disk import write_synced, writing_failed
 from exporter.errors import BundleError, ExporterError, InputError, OutputError, shorten
@@ -83,6 +83,8 @@ def write_report(output: Path, text: str) -> None:
 
 def _views(folder: Path) -> tuple[tuple[BundleView, ...], tuple[tuple[str, str], ...]]:
     hint = "name the folder that `edge-exporter build` writes to (bundles, or --output)"
+    if is_packed(folder):
+        raise InputError("the bundle is packed", where=str(folder), hint=f"`edge-exporter unpack {folder}`")
     if not folder.is_dir():
         raise InputError("there is no such folder", where=str(folder), hint=hint)
     if (folder / MANIFEST).is_file():
@@ -97,6 +99,8 @@ def _views(folder: Path) -> tuple[tuple[BundleView, ...], tuple[tuple[str, str],
             unreadable.append((path.name, f"{error.what} ({shorten(error.where, 200)})"))
     if not views:
         why = "; ".join(f"{name}: {reason}" for name, reason in unreadable) or "no folder in it has a manifest.json"
+        if packed := next(filter(is_packed, sorted(folder.iterdir())), None):
+            hint = f"`edge-exporter unpack {packed}`, then the same again"
         raise InputError("there is no bundle to report on", where=str(folder), why=why, hint=hint)
     views.sort(key=lambda view: (view.manifest.name, view.manifest.target, view.path.name))
     return tuple(views), tuple(unreadable)
