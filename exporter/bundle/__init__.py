@@ -14,10 +14,7 @@ from exporter.bundle.manifest import (
     sealed_profile,
     write_atomically,
 )
-from exporter.bundle.packing import LEVEL as PACKED_LEVEL
-from exporter.bundle.packing import SUFFIX as PACKED_SUFFIX
-from exporter.bundle.packing import is_packed, packed_size, write_packed
-from exporter.bundle.unpacking import opened_bundle, unpack_into
+from exporter.bundle.packed import is_packed, opened_bundle
 from exporter.bundle.verify import check_bundle, check_runtime_signature
 from exporter.bundle.view import read_view
 from exporter.bundle.write import SAMPLES, BundleParts, bundle_name, write_bundle
@@ -26,8 +23,6 @@ __all__ = [
     "BENCHMARK",
     "INSTRUCTIONS",
     "MANIFEST",
-    "PACKED_LEVEL",
-    "PACKED_SUFFIX",
     "PROFILES",
     "SAMPLES",
     "BundleParts",
@@ -36,7 +31,6 @@ __all__ = [
     "check_runtime_signature",
     "is_packed",
     "opened_bundle",
-    "packed_size",
     "read_benchmark_profiles",
     "read_instruction_profiles",
     "read_manifest",
@@ -45,8 +39,6 @@ __all__ = [
     "read_view",
     "sealed_manifest",
     "sealed_profile",
-    "unpack_into",
     "write_atomically",
     "write_bundle",
-    "write_packed",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tarfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -21,17 +20,7 @@ from exporter.errors import InputError, MissingError
 SUFFIX = ".tar.zst"
 LEVEL = 10
 """Of zstd. 19 makes files a tenth smaller and takes thirty times as long; `pack --level` chooses."""
-MAGIC = b"\x28\xb5\x2f\xfd"
 CHUNK = 1 << 20
-
-
-def is_packed(path: Path) -> bool:
-    """Whether this is a file that starts as zstd's do; what is in it is not looked at."""
-    with suppress(OSError):
-        if path.is_file():
-            with path.open("rb") as stream:
-                return stream.read(len(MAGIC)) == MAGIC
-    return False
 
 
 def write_packed(bundle: Path, manifest: Manifest, file: Path, level: int = LEVEL) -> dict[str, int]:

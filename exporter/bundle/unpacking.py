@@ -10,43 +10,19 @@ import errno
 import os
 import shutil
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from exporter.artifacts import Manifest
 from exporter.bundle.manifest import LARGEST_JSON, MANIFEST, PROFILES, check_inside, read_manifest
-from exporter.bundle.packing import CHUNK, is_packed, zstd
+from exporter.bundle.packing import CHUNK, zstd
 from exporter.bundle.verify import check_bundle
 from exporter.bundle.write import bundle_name
-from exporter.disk import writing_failed
 from exporter.errors import BundleError, shorten
 
 LARGEST_WINDOW = 1 << 27
 """Bytes of memory that a frame may ask for: as much as the highest level of zstd does."""
 AGAIN = "pack it again, or fetch it again from where it came from"
-
-
-@contextmanager
-def opened_bundle(path: Path) -> Iterator[Path]:
-    """A bundle's folder: the one that is given, or that of a packed bundle, unpacked and checked, for as long.
-
-    Raises:
-        BundleError: the packed bundle does not hold what it claims.
-        MissingError: zstandard is not installed.
-        OutputError, StageError: there is no space to unpack it.
-    """
-    if not is_packed(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="edge-exporter-") as place:
-        try:
-            folder = unpack_into(path, Path(place))
-        except OSError as error:
-            raise writing_failed(error, "unpacking", Path(place)) from error
-        yield folder
 
 
 def unpack_into(file: Path, place: Path) -> Path:

@@ -10,15 +10,9 @@ from pathlib import Path
 import msgspec
 
 from exporter.artifacts import Manifest
-from exporter.bundle import (
-    PACKED_SUFFIX,
-    bundle_name,
-    check_bundle,
-    is_packed,
-    read_manifest,
-    unpack_into,
-    write_packed,
-)
+from exporter.bundle import bundle_name, check_bundle, is_packed, read_manifest
+from exporter.bundle.packing import SUFFIX, write_packed
+from exporter.bundle.unpacking import unpack_into
 from exporter.disk import sync_folder, sync_tree, writing_failed
 from exporter.errors import InputError, OutputError
 from exporter.pipeline.publish import clear_partial, lock_of
@@ -50,7 +44,7 @@ def pack(bundle: Path, output: Path | None, steps: Steps, *, level: int, force: 
         OutputError, StageError: the file is there already, or cannot be written.
     """
     manifest = read_manifest(bundle)
-    file = output or bundle.absolute().parent / (bundle_name(manifest) + PACKED_SUFFIX)
+    file = output or bundle.absolute().parent / (bundle_name(manifest) + SUFFIX)
     if file.absolute().is_relative_to(bundle.absolute()):
         raise OutputError(
             "a packed bundle inside the bundle would count as a file that was added",

@@ -1,4 +1,4 @@
-"""A packed bundle is one file that holds the bundle to the byte; what it claims is held against its manifest first."""
+"""A packed bundle is one file that holds the bundle to the byte; what it claims is held against its manifest."""
 
 from __future__ import annotations
 
