@@ -331,6 +331,7 @@ class Alternative(Value, frozen=True, kw_only=True):
         metric: value of the plan's metric; None without labels.
         sqnr_db: of its worst output against the alternative's own trained model; None where it is exact.
         size: bytes of the file.
+        packed_bytes: the same in a packed bundle, where weights were pruned; it then counts instead of `size`.
         latency_ms: median; None where it was not measured.
         pareto: no other file of this target is as good in every respect and better in one.
         bundle: folder of the bundle.
@@ -343,10 +344,16 @@ class Alternative(Value, frozen=True, kw_only=True):
     metric: float | None = None
     sqnr_db: float | None = None
     size: int | None = None
+    packed_bytes: int | None = None
     latency_ms: float | None = None
     pareto: bool = False
     bundle: str | None = None
     failure: str | None = None
+
+    @property
+    def counted_size(self) -> int | None:
+        """What the Pareto front goes by: zeros are worth nothing in a file, and much in a packed one."""
+        return self.size if self.packed_bytes is None else self.packed_bytes
 
 
 class Tolerance(Value, frozen=True, kw_only=True):
@@ -398,7 +405,8 @@ class Variant(Value, frozen=True, kw_only=True):
     """One model file of a bundle: one runtime, one precision.
 
     `requires` are the CPU features that it is made for (`a|b` is met by either), `specialises` the variant that it
-    replaces on such CPUs.
+    replaces on such CPUs. `packed_bytes` is what its files take in a packed bundle; None where the model is not
+    sparse, so that packing brings little, or where zstandard is not installed.
     """
 
     name: str
@@ -414,6 +422,7 @@ class Variant(Value, frozen=True, kw_only=True):
     specialises: str | None = None
     repairs: tuple[Repair, ...] = ()
     edges: tuple[EdgeType, ...] = ()
+    packed_bytes: int | None = None
 
 
 class FileEntry(Value, frozen=True, kw_only=True):

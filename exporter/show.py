@@ -8,9 +8,9 @@ from pathlib import Path
 from exporter.artifacts import Alternative, BenchmarkProfile, InstructionProfile, Manifest, NotMeasured, Profile
 from exporter.console import Console
 from exporter.tables import (
-    ALTERNATIVE_COLUMNS,
     BENCHMARK_COLUMNS,
     PROFILE_COLUMNS,
+    alternative_columns,
     alternative_rows,
     apart_text,
     benchmark_rows,
@@ -60,13 +60,15 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
             console.result(f"not run here: {', '.join(f'{one.name}, {apart_text(one)}' for one in others)}")
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
     console.result(f"bundle: {path}")
+    if any(variant.packed_bytes is not None for variant in manifest.variants):
+        console.result(f"zstd is what a file takes in a packed bundle: `edge-exporter pack {path}`")
 
 
 def show_alternatives(console: Console, name: str, alternatives: Sequence[Alternative]) -> None:
     """All alternatives of a plan in one table, and why some are refused."""
     console.result("")
     console.table(
-        ALTERNATIVE_COLUMNS,
+        alternative_columns(alternatives),
         alternative_rows(alternatives),
         title=f"{name}: variants of the plan; SQNR is against each one's own trained model, and each was timed in a "
         "run of its own",

@@ -79,6 +79,7 @@ def view_document(view: BundleView) -> dict[str, Any]:
                 "precision": variant.precision,
                 "runtime": variant.runtime,
                 "size": view.manifest.size_of(variant),
+                "packed_bytes": variant.packed_bytes,
                 "scheme": variant.scheme,
                 "requires": variant.requires,
                 "coverage": variant.coverage,

@@ -28,8 +28,7 @@ HISTORY_COLUMNS = ("SQNR dB", "top-1", "parameters", "MMAC", "size", "zstd", "ze
 PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
 """Times are milliseconds."""
 BENCHMARK_COLUMNS = ("", "runs", "load", "first", "least", "mean", "median", "p95", "MB")
-ALTERNATIVE_COLUMNS = ("", "target", "file", "metric", "SQNR dB", "size", "median ms", "Pareto")
-METRIC = FIDELITY_COLUMNS.index("metric")
+_ALTERNATIVE_COLUMNS = ("", "target", "file", "metric", "SQNR dB", "size", "median ms", "Pareto")
 NONE = "-"
 REASONS_SHOWN = 4
 REASONS = {"gate": "repaired", "speed": "changed for speed"}
@@ -38,19 +37,22 @@ REASONS = {"gate": "repaired", "speed": "changed for speed"}
 def fidelity_columns(manifest: Manifest) -> list[str]:
     """Columns of `fidelity_rows`, with the metric called by its name."""
     metric = manifest.variants[0].fidelity.metric
-    named = [metric.name if column == "metric" and metric else column for column in FIDELITY_COLUMNS]
-    return named if metric else named[:METRIC] + named[METRIC + 1 :]
+    name, size, _, *rest = FIDELITY_COLUMNS
+    packed = ["zstd"] if _is_sparse(manifest) else []
+    return [name, size, *packed, *([metric.name] if metric else []), *rest]
 
 
 def fidelity_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     """The trained model, then each variant: size and divergence of its worst output; `*` marks the default."""
-    rows = []
-    first = manifest.variants[0].fidelity
+    rows: list[tuple[str, ...]] = []
+    first, sparse = manifest.variants[0].fidelity, _is_sparse(manifest)
     if first.metric is not None:
-        rows.append((first.reference, NONE, f"{first.metric.reference:.4f}", *[NONE] * 5))
+        rows.append((first.reference, *[NONE] * (1 + sparse), f"{first.metric.reference:.4f}", *[NONE] * 5))
     for variant in manifest.variants:
-        row = (_marked(variant.name, manifest), human_size(manifest.size_of(variant)), *_fidelity(variant, manifest))
-        rows.append(row if first.metric is not None else row[:METRIC] + row[METRIC + 1 :])
+        size = (_marked(variant.name, manifest), human_size(manifest.size_of(variant)))
+        packed = (_packed(variant.packed_bytes),) if sparse else ()
+        metric, *rest = _fidelity(variant, manifest)
+        rows.append((*size, *packed, *((metric,) if first.metric is not None else ()), *rest))
     return rows
 
 
@@ -86,8 +88,15 @@ def history_lines(history: Sequence[HistoryEntry]) -> list[str]:
     ]
 
 
+def alternative_columns(alternatives: Sequence[Alternative]) -> tuple[str, ...]:
+    """Columns of `alternative_rows`."""
+    before, after = _ALTERNATIVE_COLUMNS[:-2], _ALTERNATIVE_COLUMNS[-2:]
+    return (*before, *(("zstd",) if _any_packed(alternatives) else ()), *after)
+
+
 def alternative_rows(alternatives: Sequence[Alternative]) -> list[tuple[str, ...]]:
     """One row a file; `*` marks those that no other of the target beats."""
+    sparse = _any_packed(alternatives)
     return [
         (
             one.name,
@@ -96,6 +105,7 @@ def alternative_rows(alternatives: Sequence[Alternative]) -> list[tuple[str, ...
             NONE if one.metric is None else f"{one.metric:.4f}",
             NONE if one.variant is None else "exact" if one.sqnr_db is None else f"{one.sqnr_db:.1f}",
             NONE if one.size is None else human_size(one.size),
+            *((_packed(one.packed_bytes),) if sparse else ()),
             NONE if one.latency_ms is None else milliseconds(one.latency_ms * 1e6),
             "*" if one.pareto else "",
         )
@@ -257,6 +267,18 @@ def _held_back(state: HostState | None) -> str:
     if state is None or state.throttling is None:
         return NONE
     return ", ".join(state.throttling) or "nothing"
+
+
+def _is_sparse(manifest: Manifest) -> bool:
+    return any(variant.packed_bytes is not None for variant in manifest.variants)
+
+
+def _any_packed(alternatives: Sequence[Alternative]) -> bool:
+    return any(one.packed_bytes is not None for one in alternatives)
+
+
+def _packed(size: int | None) -> str:
+    return NONE if size is None else human_size(size)
 
 
 def _marked(name: str, manifest: Manifest) -> str:

@@ -56,7 +56,7 @@ def mark_pareto(rows: Sequence[Alternative]) -> list[Alternative]:
         rivals = [one for one in rows if one.target == row.target and one.variant is not None]
         measures = [
             (name, better)
-            for name, better in (("metric", 1), ("size", -1), ("latency_ms", -1))
+            for name, better in (("metric", 1), ("counted_size", -1), ("latency_ms", -1))
             if all(getattr(one, name) is not None for one in rivals)
         ]
         beaten = row.variant is None or any(_beats(rival, row, measures) for rival in rivals)
@@ -88,6 +88,7 @@ def _published(name: str, published: Published) -> list[Alternative]:
             metric=variant.fidelity.metric.value if variant.fidelity.metric else None,
             sqnr_db=min((one.sqnr_db for one in variant.fidelity.outputs if one.sqnr_db is not None), default=None),
             size=manifest.size_of(variant),
+            packed_bytes=variant.packed_bytes,
             latency_ms=medians.get(variant.name),
             bundle=published.path.name,
         )

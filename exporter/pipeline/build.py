@@ -105,6 +105,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
                 "precision": variant.precision,
                 "runtime": variant.runtime,
                 "size": manifest.size_of(variant),
+                "packed_bytes": variant.packed_bytes,
                 "scheme": variant.scheme,
                 "coverage": variant.coverage,
                 "lints": variant.lints,

@@ -17,6 +17,7 @@ from exporter.artifacts import (
     file_digest,
 )
 from exporter.bundle import BundleParts, read_manifest, write_bundle
+from exporter.bundle.packing import packed_size
 from exporter.devices import cpu_features, run_self_test
 from exporter.errors import GateError, InputError, closest
 from exporter.events import Note
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
+SPARSE = 0.05
+"""Share of zeros among a model's weights from which on its packed size is told."""
 FIXED_BATCH = "the files have fixed shapes: the batch is 1"
 
 
@@ -291,6 +294,7 @@ class Bundling:
             self.job, self.target, payload, made, taken, checked, resolved, history, notes=self.notes
         )
         guide = payload.guide(draft) if payload.guide else None
+        sparse = bool(history) and history[-1].cost.zeros >= SPARSE
 
         def build(bundle: Path) -> None:
             from exporter.pipeline.expected import expected_samples
@@ -302,7 +306,11 @@ class Bundling:
                 manifest = msgspec.structs.replace(
                     draft,
                     variants=tuple(
-                        msgspec.structs.replace(variant, tolerances=tolerances[variant.name])
+                        msgspec.structs.replace(
+                            variant,
+                            tolerances=tolerances[variant.name],
+                            packed_bytes=packed_size(_files(folder.parent / variant.main)) if sparse else None,
+                        )
                         for variant in draft.variants
                     ),
                 )
@@ -321,6 +329,7 @@ class Bundling:
             "runner": runner,
             "guide": guide,
             "cpu": cpu_features(),
+            "packed": versions("zstandard") if sparse else None,
         }
         stored = self.steps.stored("bundle", 1, parts, build, label=f"{self.target.name}: bundle and self-test")
         return Drafted(folder=stored.folder, manifest=read_manifest(stored.folder))
@@ -338,3 +347,7 @@ class Bundling:
             else f"allow more repairs than [quantize] budget = {budget!r}"
         )
         return f"{repairs}, calibrate with more data, leave nodes in float with [quantize] exclude, or change [gate]"
+
+
+def _files(main: Path) -> list[Path]:
+    return [path for path in sorted(main.parent.rglob("*")) if path.is_file()]

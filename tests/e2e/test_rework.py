@@ -318,12 +318,19 @@ def test_a_sparse_model_stays_sparse_while_it_is_taught_with_labels(place: Workp
     place.npz("calib.npz", x=x, y=(x[:, :16].sum(1) > x[:, 16:].sum(1)).astype(np.int64))
     steps = '[[compress.steps]]\nmethod = "prune-weights"\nsparsity = 0.75\nimportance = "activation"\n'
     steps += '[[compress.steps]]\nmethod = "distil"\nlabels = "y"\nepochs = 20\nhints = { "1" = "1" }\n'
-    document, _ = place.built(plan(place, steps, gate=1.0))
+    document, bundle = place.built(plan(place, steps, gate=1.0))
     trained, sparse, taught = document["history"]
     assert taught["cost"]["zeros"] == sparse["cost"]["zeros"] > 0.7 > trained["cost"]["zeros"]
     assert "weights after zstd" in sparse["notes"][0]
     assert taught["cost"]["compressed_bytes"] < 0.5 * trained["cost"]["compressed_bytes"]
     assert taught["metric"] >= sparse["metric"]
+    # What it brings is told of each file, and is what packing does.
+    packed = {one["name"]: one["packed_bytes"] for one in document["variants"]}
+    assert all(packed[one["name"]] < 0.8 * one["size"] for one in document["variants"])
+    assert "zstd" in place.run("show", bundle).out
+    assert "edge-exporter pack" in place.run("build", "plan.toml", "--no-profile").out
+    written = place.run("pack", bundle, "--json").document
+    assert all(abs(one["packed_bytes"] - packed[one["name"]]) < 400 for one in written["variants"])
 
 
 def test_a_student_of_another_factory_is_taught(place: Workplace) -> None:

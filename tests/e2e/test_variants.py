@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from exporter.artifacts import Alternative
 from exporter.pipeline.alternatives import mark_pareto
+from exporter.tables import alternative_columns, alternative_rows
+from tests.bundles import replaced
 from tests.support import Workplace, refused
 
 FACTORY = """
@@ -128,3 +130,14 @@ def test_the_front_holds_exactly_what_nothing_beats(measures: list[tuple[int, in
         beaten = any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in costs)
         assert row.pareto is not beaten
     assert any(row.pareto for row in marked)
+
+
+def test_sparse_files_count_as_they_are_packed() -> None:
+    dense = Alternative(name="dense", target="cpu", variant="fp32", metric=0.9, size=100, latency_ms=1.0)
+    sparse = Alternative(
+        name="sparse", target="cpu", variant="fp32", metric=0.8, size=100, packed_bytes=30, latency_ms=1.0
+    )
+    assert [row.pareto for row in mark_pareto([dense, sparse])] == [True, True]
+    assert [row.pareto for row in mark_pareto([dense, replaced(sparse, packed_bytes=None)])] == [True, False]
+    assert alternative_columns([dense]) == tuple(one for one in alternative_columns([dense, sparse]) if one != "zstd")
+    assert {len(row) for row in alternative_rows([dense, sparse])} == {len(alternative_columns([dense, sparse]))}
