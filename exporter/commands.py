@@ -216,7 +216,7 @@ def targets(**common: Any) -> None:
             try:
                 with steps.guarded(f"load target {name}"):
                     target = load_target(name)
-                    missing, summary = target.missing(), target.summary
+                    missing, summary = target.missing(target.options_type()), target.summary
             except ExporterError as error:
                 what = f"{error.what}: {error.why}" if error.why else error.what
                 missing, summary = (what, error.hint or ""), "cannot be loaded"

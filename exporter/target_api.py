@@ -200,8 +200,8 @@ class Target(Protocol):
     def distributions(self) -> tuple[str, ...]:
         """Distributions whose version changes what `convert` and `open_session` do."""
 
-    def missing(self) -> tuple[str, str] | None:
-        """(what is missing to build for this target, what brings it), or None when all is there."""
+    def missing(self, options: TargetOptions) -> tuple[str, str] | None:
+        """(what is missing to build with these options, what brings it), or None when all is there."""
 
     def requires(self, options: TargetOptions) -> Need:
         """What must be made before `convert`."""

@@ -22,9 +22,9 @@ def app_guide(manifest: Manifest) -> str:
         "",
         "```kotlin",
         'val interpreter = Interpreter(FileUtil.loadMappedFile(context, "model.tflite"))',
-        *(f"val {_word(spec)} = {_kotlin(spec, variant)}  // {spec}" for spec in (*inputs, *outputs)),
-        "val inputs = mapOf(" + ", ".join(f'"{spec.name}" to {_word(spec)}' for spec in inputs) + ")",
-        "val outputs = mapOf(" + ", ".join(f'"{spec.name}" to {_word(spec)}' for spec in outputs) + ")",
+        *(f"val {identifier(spec)} = {_kotlin(spec, variant)}  // {spec}" for spec in (*inputs, *outputs)),
+        "val inputs = mapOf(" + ", ".join(f'"{spec.name}" to {identifier(spec)}' for spec in inputs) + ")",
+        "val outputs = mapOf(" + ", ".join(f'"{spec.name}" to {identifier(spec)}' for spec in outputs) + ")",
         "interpreter.runSignature(inputs, outputs)",
         "```",
         "",
@@ -34,12 +34,12 @@ def app_guide(manifest: Manifest) -> str:
         'let interpreter = try Interpreter(modelPath: Bundle.main.path(forResource: "model", ofType: "tflite")!)',
         "try interpreter.allocateTensors()",
         *(
-            f"try interpreter.copy({_word(spec)}, toInputAt: {index})  // Data with {spec}, in row-major order"
+            f"try interpreter.copy({identifier(spec)}, toInputAt: {index})  // Data with {spec}, in row-major order"
             for index, spec in enumerate(inputs)
         ),
         "try interpreter.invoke()",
         *(
-            f"let {_word(spec)} = try interpreter.output(at: {index}).data  // {spec}"
+            f"let {identifier(spec)} = try interpreter.output(at: {index}).data  // {spec}"
             for index, spec in enumerate(outputs)
         ),
         "```",
@@ -91,7 +91,7 @@ def _kotlin(spec: TensorSpec, variant: Variant) -> str:
     return text
 
 
-def _word(spec: TensorSpec) -> str:
+def identifier(spec: TensorSpec) -> str:
     """The tensor's name as an identifier of Kotlin and Swift."""
     word = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in spec.name)
     return word if word[:1].isalpha() else f"t_{word}"

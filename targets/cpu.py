@@ -67,7 +67,7 @@ class CpuTarget:
     }
     distributions = ("onnxruntime", OPENVINO)
 
-    def missing(self) -> tuple[str, str] | None:
+    def missing(self, options: TargetOptions) -> tuple[str, str] | None:
         """Nothing beyond the exporter's own dependencies is needed."""
         return None
 

@@ -24,7 +24,7 @@ class BundleParts(msgspec.Struct, frozen=True, kw_only=True):
     """What goes into a bundle.
 
     Attributes:
-        variants: folder with one folder a variant; others in it are left out.
+        variants: folder with one folder a variant, and files that belong to them all; other folders are left out.
         samples: real inputs and the outputs expected for them.
         runner: files by their name in the bundle.
         plan: the resolved plan.
@@ -53,6 +53,8 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manife
         own = PurePosixPath(variant.main).parent
         # A variant may have files beside its main one; what belongs to none stays behind.
         shutil.copytree(parts.variants / own.relative_to(VARIANTS), folder / own, dirs_exist_ok=True)
+    for shared in (path for path in parts.variants.iterdir() if path.is_file()):
+        shutil.copyfile(shared, folder / VARIANTS / shared.name)
     shutil.copyfile(parts.samples, folder / SAMPLES)
     for name, source in parts.runner.items():
         shutil.copyfile(source, folder / name)

@@ -71,7 +71,7 @@ def _target_record(outcome: Outcome) -> TargetRecord:
 
 def _build_target(job: Job, target: Target, plan: TargetPlan, output: Path, steps: Steps) -> Published:
     with steps.guarded(f"{target.name}: look for what it needs"):
-        missing = target.missing()
+        missing = target.missing(plan.options)
     if missing is not None:
         what, hint = missing
         raise MissingError(f"target '{target.name}' cannot be built here: {what}", hint=hint)

@@ -57,7 +57,7 @@ class Race:
         data: Path,
         before: nn.Module,
     ) -> None:
-        if (missing := target.missing()) is not None:
+        if (missing := target.missing(plan.options)) is not None:
             raise MissingError(f"latency on target '{target.name}' cannot be measured: {missing[0]}", hint=missing[1])
         self.target, self.plan, self.checked, self.data = target, plan, checked, data
         self.outputs, self.before = outputs, before

@@ -25,7 +25,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 @pytest.fixture(scope="module")
 def ready(target: Target) -> Target:
     """A target that has all it needs here."""
-    missing = target.missing()
+    missing = target.missing(target.options_type())
     if missing is not None:
         pytest.skip(f"{target.name} cannot be built here: {missing[0]} ({missing[1]})")
     return target

@@ -86,7 +86,8 @@ def life(ready: Target, tmp_path_factory: pytest.TempPathFactory) -> Life:
 
 
 def buildable() -> list[str]:
-    return [name for name in target_names() if load_target(name).missing() is None]
+    targets = (load_target(name) for name in target_names())
+    return [target.name for target in targets if target.missing(target.options_type()) is None]
 
 
 @pytest.fixture(scope="module")

@@ -75,8 +75,8 @@ def test_its_distributions_are_names(target: Target) -> None:
 
 
 def test_what_is_missing_comes_with_what_brings_it(target: Target) -> None:
-    missing = target.missing()
-    assert missing == target.missing()
+    missing = target.missing(target.options_type())
+    assert missing == target.missing(target.options_type())
     if missing is not None:
         what, hint = missing
         assert what.strip()

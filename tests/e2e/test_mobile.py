@@ -16,7 +16,9 @@ from exporter.target_api import ConvertRequest
 from targets import _litert
 
 CALIB = ("--calib", "calib.npz", "--target", "mobile")
-needs_extra = pytest.mark.skipif(load_target("mobile").missing() is not None, reason="the extra `mobile` is missing")
+needs_extra = pytest.mark.skipif(
+    load_target("mobile").missing(targets.mobile.MobileOptions()) is not None, reason="the extra `mobile` is missing"
+)
 DETERMINANT = """
 
 class Det(Net):

@@ -176,7 +176,7 @@ def convert(target: Target, module: nn.Module, inputs: tuple[TensorSpec, ...], f
 @pytest.fixture(scope="module")
 def mobile() -> Target:
     target = load_target("mobile")
-    if (missing := target.missing()) is not None:
+    if (missing := target.missing(target.options_type())) is not None:
         pytest.skip(f"{missing[0]} ({missing[1]})")
     return target
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from exporter.artifacts import (
     Choice,
     DataFacts,
@@ -14,6 +16,7 @@ from exporter.artifacts import (
     TensorSpec,
     Variant,
 )
+from targets import _handover_ort
 from targets._handover import app_guide
 
 
@@ -65,3 +68,23 @@ def test_integer_edges_have_their_scale_and_their_own_element_type() -> None:
     text = app_guide(manifest(variant("fp32"), variant("int8", edge)))
     assert "| int8 | `input.1` | int8 | 0.0039 | -128 |" in text
     assert "Array(8) { ByteArray(8) }" in text
+
+
+def test_in_ort_format_every_element_type_has_its_buffer_and_what_swift_lacks_is_said() -> None:
+    made = manifest(variant("fp32"), variant("int8"))
+    wide = msgspec.structs.replace(
+        made,
+        signature=Signature(
+            inputs=(
+                TensorSpec(name="ids", dtype="int64", shape=("batch", 16)),
+                TensorSpec(name="mask", dtype="bool", shape=(1, 16)),
+            ),
+            outputs=(TensorSpec(name="best", dtype="float16", shape=()),),
+        ),
+    )
+    text = _handover_ort.app_guide(wide)
+    assert "OnnxTensor.createTensor(environment, LongBuffer.allocate(1 * 16), longArrayOf(1, 16))" in text
+    assert "ByteBuffer.allocateDirect(1 * 16), longArrayOf(1, 16), OnnxJavaType.BOOL)" in text
+    assert '(results["best"].get() as OnnxTensor).byteBuffer' in text
+    assert "no tensors of bool, float16" in text
+    assert "ORTSession" not in text

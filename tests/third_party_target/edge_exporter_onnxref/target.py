@@ -44,7 +44,7 @@ class OnnxRefTarget:
     defaults: Mapping[str, Mapping[str, Any]] = {"profile": {"min_samples": 100}}
     distributions = ("onnx", "edge-exporter-onnxref")
 
-    def missing(self) -> tuple[str, str] | None:
+    def missing(self, options: TargetOptions) -> tuple[str, str] | None:
         """Nothing: this package's own dependencies bring the onnx package."""
         return None
 
