@@ -41,7 +41,7 @@ class Faulty(OnnxRefTarget):
 TARGET = Faulty()
 """
 FAULTS = {
-    "missing raises": ("def missing(self):\n        return 1 / 0", "ZeroDivisionError"),
+    "missing raises": ("def missing(self, options):\n        return 1 / 0", "ZeroDivisionError"),
     "requires raises": ("def requires(self, options):\n        raise KeyError('opset')", "KeyError: 'opset'"),
     "payload raises": ("def payload(self, options):\n        return Path('gone').read_text()", "FileNotFoundError"),
     "convert raises": ("def convert(self, *_):\n        raise ValueError('no such operator')", "no such operator"),
@@ -250,7 +250,7 @@ def test_a_target_that_fails_while_it_builds_is_named_as_the_one_at_fault(
 def test_a_target_that_lacks_something_here_says_what_brings_it_before_any_work(
     run_here: Run, tmp_path: Path
 ) -> None:
-    member = "def missing(self):\n        return 'no converter', 'pip install a-converter'"
+    member = "def missing(self, options):\n        return 'no converter', 'pip install a-converter'"
     folder = package(tmp_path / "lacking", FAULTY.format(member=member, version=1))
     flags = ("--target", "broken", "--progress", "json", "--output", tmp_path / "bundles")
     result = run_here("build", "model.onnx", "--calib", "calib.npz", *flags, also=folder)
