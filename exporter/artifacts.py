@@ -444,6 +444,7 @@ class RuntimeNeed(Value, frozen=True, kw_only=True):
         glibc: oldest C library that the runtime's newest wheels run on, on Linux; None when not known.
         python: oldest Python that the runner runs on.
         alternatives: other runtimes that the bundle runs on, by their distributions, and their requirements.
+        newest_python: newest Python that wheels of a runtime exist for, by its distribution; absent where not known.
     """
 
     name: str
@@ -453,6 +454,7 @@ class RuntimeNeed(Value, frozen=True, kw_only=True):
     glibc: str | None = None
     python: str = "3.9"
     alternatives: dict[str, tuple[str, ...]] = {}
+    newest_python: dict[str, str] = {}
 
 
 class ModelFacts(Value, frozen=True, kw_only=True):

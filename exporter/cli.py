@@ -177,6 +177,7 @@ def plan_(**options: Any) -> None:
 @_command(
     "edge-exporter profile bundles/mnist-cpu-0123456789ab",
     "edge-exporter profile bundles/mnist-cpu-0123456789ab --threads 2 --set-default",
+    "edge-exporter profile bundles/mnist-mobile-0123456789ab --runtime tflite-runtime",
     "edge-exporter profile bundles/mnist-arm-0123456789ab --device ssh://pi@raspberrypi.local --threads 1,2,4",
     "edge-exporter profile bundles/mnist-arm-0123456789ab --import printed.json --as camera",
 )
@@ -191,6 +192,11 @@ def plan_(**options: Any) -> None:
     help="Threads of the runtime, each in turn (default: as devices.toml, else the bundle's plan, says).",
 )  # fmt: skip
 @click.option("--affinity", type=_Numbers(0), metavar="CPU,...", default=(), help="Run on these CPUs only.")
+@click.option(
+    "--runtime", metavar="NAME",
+    help="Measure on this runtime of the bundle, as litert or tflite-runtime, in an environment of its own, which is "
+    "made when it is first asked for and kept.",
+)  # fmt: skip
 @click.option("--min-seconds", type=click.FloatRange(0), help="Measure at least this long.")
 @click.option("--max-seconds", type=click.FloatRange(0), help="Measure at most this long.")
 @click.option("--set-default", is_flag=True, help="Make the variant that is fastest there the default.")

@@ -26,6 +26,7 @@ def profile(
     devices: Path | None,
     threads: Sequence[int],
     affinity: Sequence[int],
+    runtime: str | None,
     min_seconds: float | None,
     max_seconds: float | None,
     set_default: bool,
@@ -35,25 +36,40 @@ def profile(
 ) -> None:
     """`edge-exporter profile`."""
     from exporter.bundle import read_manifest
-    from exporter.devices import BenchmarkDevice, device_of, emulated_device, named_device, read_devices
+    from exporter.devices import (
+        LOCAL,
+        BenchmarkDevice,
+        RuntimeDevice,
+        device_of,
+        emulated_device,
+        named_device,
+        read_devices,
+    )
     from exporter.pipeline.importing import import_profile
     from exporter.pipeline.measuring import profile_on
 
     how = (threads, affinity, min_seconds, max_seconds)
     if name is not None and file is None:
         raise UsageError("--as names the device of an imported profile: give --import as well")
-    if file is not None and any((device, devices, *how)):
+    if file is not None and any((device, devices, runtime, *how)):
         raise UsageError(
             "--import measures nothing",
-            hint="leave out --device, --devices, --threads, --affinity, --min-seconds and --max-seconds",
+            hint="leave out --device, --devices, --threads, --affinity, --runtime, --min-seconds and --max-seconds",
         )
     with opened(**common) as (console, steps):
         manifest = read_manifest(bundle)
+        if runtime is not None:
+            _check_runtime(manifest, runtime, set_default)
         if file is not None:
             imported = import_profile(bundle, file, name, steps)
             _show_measured(bundle, manifest, [imported], set_default, console)
             return
-        named = named_device(device or "local", read_devices(devices))
+        named = named_device(device or LOCAL, read_devices(devices))
+        if runtime is not None and named.plan.address != LOCAL:
+            raise UsageError(
+                f"--runtime makes an environment on this machine, and {named.name} is another one",
+                hint="leave out --runtime: what the device runs on is what its `python` in devices.toml has",
+            )
         if (emulated := emulated_device(named, steps.store)) is not None:
             _count(bundle, emulated, (*how, set_default), console, steps)
             return
@@ -69,8 +85,21 @@ def profile(
                 bundle, BenchmarkDevice(named, named.plan.benchmark_binary), sweep, set_default, console, steps
             )
             return
-        measured = profile_on(device_of(named, steps.store), bundle, sweep, steps)
+        place = RuntimeDevice(runtime, steps.store) if runtime is not None else device_of(named, steps.store)
+        measured = profile_on(place, bundle, sweep, steps)
         _show_measured(bundle, manifest, measured, set_default, console)
+
+
+def _check_runtime(manifest: Manifest, name: str, set_default: bool) -> None:
+    """Refuses, before any work, a runtime that the bundle does not run on, and a default that it cannot choose."""
+    from exporter.devices import runtime_named
+
+    runtime = runtime_named(manifest, name)
+    if set_default and runtime.name in [other.name for other in manifest.other_runtimes]:
+        raise UsageError(
+            f"--set-default chooses among all variants, and {runtime.name} runs only some of them",
+            hint="leave out --runtime: variants of all runtimes are then measured together",
+        )
 
 
 def _sweep(
@@ -94,8 +123,14 @@ def _show_measured(
     from exporter.pipeline.build import profile_document
     from exporter.show import show_profile
 
-    choices = [publish.choose(manifest, one, profile_name(one)) for one in measured]
+    whole = manifest.float_variant in [one.variant for one in measured[0].variants]
+    choices = [publish.choose(manifest, one, profile_name(one)) for one in measured] if whole else []
     emulated = measured[0].provenance == "emulated"
+    if set_default and not whole:
+        raise InputError(
+            f"{measured[0].runtime.name} ran only some of the variants, and chooses no default among all",
+            hint="the profile is kept; leave out --set-default",
+        )
     if set_default and emulated:
         raise InputError(
             f"{measured[0].device} is emulated: its latency chooses no default",
@@ -109,7 +144,8 @@ def _show_measured(
         for comparison in one.comparisons:
             console.result(publish.describe(comparison))
     default = manifest.choice.variant
-    other = "" if emulated or len(measured) > 1 or default == choices[0].variant else _other(choices[0].variant)
+    silent = emulated or len(measured) > 1 or not whole or default == choices[0].variant
+    other = "" if silent else _other(choices[0].variant)
     console.result(f"default variant: {default}{other}")
     console.document(
         {
@@ -117,7 +153,7 @@ def _show_measured(
             "profile": profile_document(measured[0]),
             "profiles": [profile_document(one) for one in measured],
             "default": manifest.choice,
-            "fastest_here": choices[0],
+            "fastest_here": choices[0] if whole else None,
         }
     )
 

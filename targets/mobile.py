@@ -138,8 +138,9 @@ class MobileTarget:
                 minimum=MINIMUM,
                 requirements=(f"{LITERT}>={MINIMUM},<3", "numpy>=1.23,<3"),
                 python="3.10",
-                # Its last release; built against numpy 1, and for Python 3.11 or older.
+                # Its last release, built against numpy 1.
                 alternatives={"tflite-runtime": ("tflite-runtime==2.14.0", "numpy>=1.23,<2")},
+                newest_python={"tflite-runtime": "3.11"},
             ),
             guide=app_guide,
         )

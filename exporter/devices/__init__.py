@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporter.devices.benchmark import BenchmarkDevice
-    from exporter.devices.config import NAME, Devices, NamedDevice, named_device, read_devices
+    from exporter.devices.config import LOCAL, NAME, Devices, NamedDevice, named_device, read_devices
     from exporter.devices.device import Device, Prepared
     from exporter.devices.emulated import EmulatedDevice
     from exporter.devices.find import device_of, emulated_device
     from exporter.devices.isolated import isolated_python
-    from exporter.devices.local import cpu_features, run_bench, run_self_test
+    from exporter.devices.local import RuntimeDevice, cpu_features, run_bench, run_self_test
     from exporter.devices.remote import emulation_note
     from exporter.devices.running import profile_name, steady_seconds
+    from exporter.devices.runtimes import runtime_named
 
 __all__ = [
+    "LOCAL",
     "NAME",
     "BenchmarkDevice",
     "Device",
@@ -27,6 +29,7 @@ __all__ = [
     "EmulatedDevice",
     "NamedDevice",
     "Prepared",
+    "RuntimeDevice",
     "cpu_features",
     "device_of",
     "emulated_device",
@@ -37,10 +40,12 @@ __all__ = [
     "read_devices",
     "run_bench",
     "run_self_test",
+    "runtime_named",
     "steady_seconds",
 ]
 
 _HOMES = {
+    "LOCAL": "config",
     "NAME": "config",
     "BenchmarkDevice": "benchmark",
     "Device": "device",
@@ -48,6 +53,7 @@ _HOMES = {
     "EmulatedDevice": "emulated",
     "NamedDevice": "config",
     "Prepared": "device",
+    "RuntimeDevice": "local",
     "cpu_features": "local",
     "device_of": "find",
     "emulated_device": "find",
@@ -58,6 +64,7 @@ _HOMES = {
     "read_devices": "config",
     "run_bench": "local",
     "run_self_test": "local",
+    "runtime_named": "runtimes",
     "steady_seconds": "running",
 }
 

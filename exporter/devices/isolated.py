@@ -1,9 +1,8 @@
-"""A fresh environment made from a bundle's own requirements."""
+"""A fresh environment made from a bundle's own requirements, which is thrown away."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from exporter.artifacts import RuntimeNeed
-from exporter.errors import MissingError, shorten
-
-INSTALL_SECONDS = 1800
+from exporter.devices.environments import make_environment, python_of
 
 
 @contextmanager
@@ -36,26 +33,10 @@ def isolated_python(runtimes: Sequence[RuntimeNeed], *, minimum: bool) -> Iterat
         )
     )
     with TemporaryDirectory(prefix="edge-exporter-env-") as folder:
-        python = str(Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python")
-        _call([sys.executable, "-m", "venv", folder], "make a virtual environment")
-        _call(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
-            f"install {', '.join(requirements)}",
-        )
-        yield python
+        make_environment(Path(folder), sys.executable, requirements)
+        yield python_of(Path(folder))
 
 
 def _pin(requirement: str, runtime: RuntimeNeed) -> str:
     name = re.split(r"[<>=!~ ]", requirement, maxsplit=1)[0]
     return f"{name}=={runtime.minimum}.*" if name == runtime.name else requirement
-
-
-def _call(command: list[str], purpose: str) -> None:
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=INSTALL_SECONDS, check=False
-    )
-    if done.returncode != 0:
-        words = (done.stderr or done.stdout).decode(errors="replace")
-        raise MissingError(
-            f"could not {purpose}", why=shorten(words[-1500:], 600), hint="is a package index reachable from here?"
-        )

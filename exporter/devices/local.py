@@ -15,6 +15,7 @@ import msgspec
 
 from exporter.artifacts import DeviceFacts, Manifest, Profile, Provenance
 from exporter.devices.config import LOCAL
+from exporter.devices.environments import clean_environment
 from exporter.devices.running import (
     SELF_TEST,
     SELF_TEST_SECONDS,
@@ -24,9 +25,11 @@ from exporter.devices.running import (
     printed_self_test,
     runner_failed,
 )
+from exporter.devices.runtimes import BundleRuntime, kept_python, runtime_named
 from exporter.errors import StageError
 from exporter.events import Emit
 from exporter.plan_types import ProfilePlan
+from exporter.store import Store
 
 PROBE = Path(__file__).parent / "onboard" / "probe.py"
 PROBE_SECONDS = 60
@@ -56,23 +59,51 @@ class LocalDevice:
         yield LocalBundle(bundle, manifest)
 
 
+class RuntimeDevice(LocalDevice):
+    """This machine, with one of the bundle's runtimes in an environment of its own.
+
+    Args:
+        runtime: what the user calls it.
+        store: keeps the environment.
+    """
+
+    def __init__(self, runtime: str, store: Store) -> None:
+        self._runtime = runtime
+        self._store = store
+
+    @contextmanager
+    def prepared(self, bundle: Path, manifest: Manifest, emit: Emit) -> Iterator[LocalBundle]:
+        """The bundle where it stands, and an environment that is made when it is not there yet.
+
+        Raises:
+            InputError: the bundle runs on no such runtime.
+            MissingError: the environment cannot be made here.
+        """
+        runtime = runtime_named(manifest, self._runtime)
+        yield LocalBundle(bundle, manifest, runtime, kept_python(self._store, runtime, emit))
+
+
 class LocalBundle:
-    """A bundle on this machine."""
+    """A bundle on this machine; on one of its runtimes alone, where that is given with an interpreter that has it."""
 
     provenance: Provenance = "native"
     emulated = ""
 
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, bundle: Path, manifest: Manifest, runtime: BundleRuntime | None = None, python: str = sys.executable
+    ) -> None:
         self._bundle = bundle
         self._variants = len(manifest.variants)
+        self._runtime = runtime.name if runtime is not None else None
+        self._python = python
 
     def self_test(self) -> dict[str, Any]:
         """See `run_self_test`."""
-        return run_self_test(self._bundle)
+        return run_self_test(self._bundle, self._python, self._runtime)
 
     def profile(self, settings: ProfilePlan) -> Profile:
         """See `run_bench`."""
-        return run_bench(self._bundle, settings, self._variants)
+        return run_bench(self._bundle, settings, self._variants, self._python, self._runtime)
 
 
 def probed(
@@ -84,12 +115,13 @@ def probed(
     return msgspec.convert({**found, **facts}, DeviceFacts)
 
 
-def run_self_test(bundle: Path, python: str = sys.executable) -> dict[str, Any]:
+def run_self_test(bundle: Path, python: str = sys.executable, runtime: str | None = None) -> dict[str, Any]:
     """`run.py --self-test --json`.
 
     Args:
         bundle: the bundle's folder.
         python: the interpreter, which has numpy and the bundle's runtime.
+        runtime: run only what runs on this one of the bundle's runtimes.
 
     Returns:
         What the runner printed: `passed`, `runtime`, `host`, and one report a variant.
@@ -98,17 +130,28 @@ def run_self_test(bundle: Path, python: str = sys.executable) -> dict[str, Any]:
         BundleError: the self-test failed.
         MissingError: the runtime is not there.
     """
-    return printed_self_test(_run(bundle, SELF_TEST, python, SELF_TEST_SECONDS, "self-test"), str(bundle))
+    arguments = [*SELF_TEST, *_only(runtime)]
+    return printed_self_test(_run(bundle, arguments, python, SELF_TEST_SECONDS, "self-test"), str(bundle))
 
 
-def run_bench(bundle: Path, settings: ProfilePlan, variants: int, python: str = sys.executable) -> Profile:
+def run_bench(
+    bundle: Path, settings: ProfilePlan, variants: int, python: str = sys.executable, runtime: str | None = None
+) -> Profile:
     """`run.py --bench --json`: latency of all variants, interleaved, in a process that does nothing else.
+
+    Args:
+        bundle: the bundle's folder.
+        settings: how to measure.
+        variants: how many there are, for the time limit.
+        python: as for `run_self_test`.
+        runtime: likewise.
 
     Raises:
         BundleError: the self-test that precedes measuring failed.
         MissingError: the runtime is not there.
     """
-    printed = _run(bundle, bench_arguments(settings), python, bench_seconds(settings, variants), "benchmark")
+    arguments = [*bench_arguments(settings), *_only(runtime)]
+    printed = _run(bundle, arguments, python, bench_seconds(settings, variants), "benchmark")
     return printed_profile(printed, str(bundle))
 
 
@@ -120,6 +163,10 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(sorted(match.group(1).split())) if match else ()
 
 
+def _only(runtime: str | None) -> list[str]:
+    return [] if runtime is None else ["--runtime", runtime]
+
+
 def _run(bundle: Path, arguments: Sequence[str], python: str, seconds: float, what: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="edge-exporter-") as elsewhere:
         try:
@@ -127,6 +174,7 @@ def _run(bundle: Path, arguments: Sequence[str], python: str, seconds: float, wh
             done = subprocess.run(
                 [python, "-B", str(bundle.absolute() / "run.py"), *arguments],
                 cwd=elsewhere,
+                env=None if python == sys.executable else clean_environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=seconds,

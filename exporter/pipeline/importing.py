@@ -94,7 +94,8 @@ def _check(profile: Profile, manifest: Manifest, where: str) -> None:
     faults = [f"{one.variant}: {fault}" for one in profile.variants if (fault := _contradiction(one))]
     if not named or len(set(named)) != len(named) or not set(named) <= known or not compared <= set(named):
         faults.append("its variants are not those of the bundle")
-    if profile.runtime.name not in (manifest.runtime.name, *manifest.runtime.alternatives):
+    others = [runtime.name for runtime in manifest.other_runtimes]
+    if profile.runtime.name not in (manifest.runtime.name, *manifest.runtime.alternatives, *others):
         faults.append(f"it ran on {profile.runtime.name}, the bundle runs on {manifest.runtime.name}")
     if faults:
         raise BundleError("the profile contradicts itself or its bundle", where=where, why="; ".join(faults))

@@ -104,6 +104,7 @@ def choose(manifest: Manifest, profile: Profile, name: str) -> Choice:
         "" if profile.device == "local" else f" ({profile.device}, {profile.provenance})",
     )
     host = f"{profile.host.cpu}{place}, {settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    host += "" if profile.runtime.name == manifest.runtime.name else f", {profile.runtime.name}"
     measured = tuple(one.variant for one in profile.variants)
     if faster:
         best = min(faster, key=lambda one: one.ratio)

@@ -13,12 +13,13 @@ HERE = Path(__file__).resolve().parent
 
 
 class Bundle(NamedTuple):
-    """A manifest, as far as the runner needs it."""
+    """A manifest, as far as the runner needs it; `module` is the file that knows the main runtime."""
 
     manifest: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
+    module: str = "runtime"
 
 
 def bundle_of(manifest: dict[str, Any]) -> Bundle:
@@ -55,6 +56,30 @@ def bundle_of(manifest: dict[str, Any]) -> Bundle:
 def other_runtimes(bundle: Bundle) -> list[str]:
     """Names of the runtimes that some variants need beside the bundle's main one."""
     return [runtime["name"] for runtime in bundle.manifest.get("other_runtimes", [])]
+
+
+def on_runtime(bundle: Bundle, name: str) -> Bundle:
+    """The bundle as if it had only what runs on one of its runtimes, the first of which others are compared with."""
+    main = bundle.manifest["runtime"]
+    others = {runtime["name"]: runtime for runtime in bundle.manifest.get("other_runtimes", [])}
+    known = [main["name"], *main.get("alternatives", {}), *others]
+    if name not in known:
+        raise Fault(USAGE, f"this bundle does not run on {name!r}; it runs on {', '.join(known)}")
+    variants = {
+        key: variant for key, variant in bundle.variants.items()
+        if (variant["runtime"] == name if name in others else variant["runtime"] not in others)
+    }  # fmt: skip
+    if not variants:
+        raise Fault(BROKEN, f"manifest.json lists {name}, and no variant runs on it")
+    first = bundle.manifest["float_variant"]
+    needed = {**others[name], "machine": main.get("machine")} if name in others else main
+    manifest = {
+        **bundle.manifest, "runtime": needed, "other_runtimes": [],
+        "float_variant": first if first in variants else next(iter(variants)),
+    }  # fmt: skip
+    return bundle._replace(
+        manifest=manifest, variants=variants, module=f"runtime_{name}" if name in others else bundle.module
+    )
 
 
 def variants_named(bundle: Bundle, wanted: str) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from .bench import Settings
-from .bundle import Bundle, bundle_of, shape_text, variants_named
+from .bundle import Bundle, bundle_of, on_runtime, shape_text, variants_named
 from .choice import choose, made_elsewhere, runnable
 from .engine import limit_threads, pin, start
 from .faults import BROKEN, MISSING, OK, Fault, say
@@ -26,7 +26,7 @@ def act(args: argparse.Namespace, manifest: dict[str, Any], check: Check, exampl
         if args.input is not None:
             return _infer(bundle, args, check)
         if args.self_test or args.bench or args.footprint:
-            return _try_or_measure(bundle, args)
+            return _try_or_measure(on_runtime(bundle, args.runtime) if args.runtime else bundle, args)
         variants_named(bundle, args.variant or "all")
         _describe(bundle, args.json, examples)
     except Fault as fault:
@@ -63,7 +63,7 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
     names, skipped = _names(bundle, args.footprint or args.variant or "all")
     limit_threads(args.threads)
     pin(args.affinity)
-    engine = start(bundle, args.threads, args.affinity)
+    engine = start(bundle, args.threads, args.affinity, args.runtime)
     if args.footprint:
         _print_json(footprint(engine, bundle, names[0]))
         return OK
@@ -79,7 +79,7 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
         say(lines)
         say("error: nothing was measured, because the self-test failed")
         return BROKEN
-    measured = profile(engine, bundle, names, _settings(args))
+    measured = profile(engine, bundle, names, _settings(args), args.runtime)
     if args.json:
         _print_json(measured, None)
     else:

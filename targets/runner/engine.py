@@ -54,8 +54,8 @@ class Engine(NamedTuple):
         }
 
 
-def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Engine:
-    """Imports numpy and the runtime.
+def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None, wanted: str | None = None) -> Engine:
+    """Imports numpy and the runtime; where one of several was asked for, it must be the one that works here.
 
     Raises:
         Fault: one is missing or too old; the hint is the command that brings it.
@@ -67,11 +67,14 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None) -> Eng
         import numpy
     except ImportError as error:
         raise Fault(MISSING, f"numpy cannot be imported: {brief(error)}{_old_system(needed)}", command) from error
-    runtime = _module("runtime")
+    runtime = _module(bundle.module)
     try:
         version = runtime.version()
     except runtime.RuntimeMissing as error:
         raise Fault(MISSING, f"{error}{_old_system(needed)}", error.command) from error
+    if wanted not in (None, runtime.NAME):
+        message = f"{runtime.NAME} {version} is what works here, and {wanted} was asked for"
+        raise Fault(MISSING, message, f'python -m pip install -r "{HERE / f"requirements-{wanted}.txt"}"')
     if needed["name"] == runtime.NAME and _release(version) < _release(needed["minimum"]):
         message = f"{needed['name']} {version} is older than {needed['minimum']}, which this bundle needs"
         raise Fault(MISSING, message, command.replace("install", "install --upgrade"))

@@ -27,9 +27,10 @@ def footprint(engine: Engine, bundle: Bundle, name: str) -> dict[str, Any]:
     return {"load_ns": loaded - start, "first_ns": done - loaded, "peak_rss_bytes": peak_rss_bytes()}
 
 
-def footprint_apart(name: str, threads: int) -> dict[str, Any]:
-    """The footprint of a fresh process."""
+def footprint_apart(name: str, threads: int, runtime: str | None) -> dict[str, Any]:
+    """The footprint of a fresh process, on the runtime that was asked for where one was."""
     command = [sys.executable, str(HERE / "run.py"), "--footprint", name, "--threads", str(threads), "--json"]
+    command += ["--runtime", runtime] if runtime else []
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         facts = json.loads(child.stdout) if child.returncode == 0 else None

@@ -16,7 +16,9 @@ from .host import host_facts
 from .stats import compare, summarize
 
 
-def profile(engine: Engine, bundle: Bundle, names: Sequence[str], settings: Settings) -> dict[str, Any]:
+def profile(
+    engine: Engine, bundle: Bundle, names: Sequence[str], settings: Settings, runtime: str | None = None
+) -> dict[str, Any]:
     """Measures the named variants on the bundle's own samples, once the self-test has passed.
 
     Args:
@@ -24,12 +26,13 @@ def profile(engine: Engine, bundle: Bundle, names: Sequence[str], settings: Sett
         bundle: what to measure.
         names: variants, measured interleaved.
         settings: how; `batch` is filled in from the samples.
+        runtime: the one that was asked for, where one was.
     """
     samples = Samples(engine.numpy, bundle)
     batch, cases = samples.to_measure()
     feeds = [samples.inputs(case) for case in cases]
     settings = settings._replace(batch=batch)
-    apart = {name: footprint_apart(name, settings.threads) for name in names}
+    apart = {name: footprint_apart(name, settings.threads, runtime) for name in names}
     runs = {name: engine.open(bundle, name).run for name in names}
     say(f"measuring {', '.join(names)}: at most {settings.max_seconds:g} s, batch {batch}, "
         f"{settings.threads} thread(s)")  # fmt: skip

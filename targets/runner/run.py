@@ -199,6 +199,7 @@ def parser() -> argparse.ArgumentParser:
     action.add_argument("--footprint", metavar="VARIANT", help=argparse.SUPPRESS)
     cli.add_argument("--output", type=Path, metavar="Y.npz", help="where the outputs of --input go")
     cli.add_argument("--variant", metavar="NAME", help="a variant, or `all` (default but for --input)")
+    cli.add_argument("--runtime", metavar="NAME", help="test or measure on this runtime alone")
     cli.add_argument("--json", action="store_true", help="one JSON document on stdout, and nothing else")
     cli.add_argument("--threads", type=_whole(1), default=1, metavar="N", help="threads of an operator (default 1)")
     cli.add_argument("--affinity", type=_cpus, metavar="0,1", help="run on these CPUs only")
@@ -291,6 +292,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         cli.error("--input and --output go together")
     if args.input is not None and args.variant == "all":
         cli.error("--input runs one variant, not all")
+    if args.runtime is not None and not (args.self_test or args.bench or args.footprint):
+        cli.error("--runtime goes with --self-test and --bench")
     try:
         return act(args)
     except KeyboardInterrupt:

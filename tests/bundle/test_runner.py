@@ -533,6 +533,49 @@ def test_a_variant_whose_runtime_is_not_installed_is_left_out_and_another_one_ru
     assert json.loads(run(bundle, "--json").stdout)["here"] == {"variant": "third", "why": why, "elsewhere": None}
 
 
+def second_runtime(bundle: Path) -> None:
+    """Makes int8 and third run on another runtime, which is onnxruntime by another name."""
+    text = (bundle / "runtime.py").read_text().replace('NAME = "onnxruntime"', 'NAME = "numpy"')
+    (bundle / "runtime_numpy.py").write_text(text)
+    other = RuntimeNeed(name="numpy", minimum="1.0", requirements=("numpy>=1",))
+    both = (variant("int8", runtime="numpy"), variant("third", runtime="numpy"))
+    reseal(bundle, variants=(variant("fp32"), *both), other_runtimes=(other,))
+
+
+def test_one_of_two_runtimes_is_tested_and_measured_without_the_other(bundle: Path) -> None:
+    second_runtime(bundle)
+    (bundle / "runtime.py").write_text("raise ImportError('the main runtime is not here')")
+    reseal(bundle)
+    found = report(bundle, 0, "--runtime", "numpy")
+    assert [one["variant"] for one in found["variants"]] == ["int8", "third"]
+    assert found["runtime"]["name"] == "numpy"
+    profile = profile_of(bundle, "--runtime", "numpy")
+    assert [one.variant for one in profile.variants] == ["int8", "third"]
+    assert [(one.variant, one.baseline) for one in profile.comparisons] == [("third", "int8")]
+
+
+def test_the_main_runtime_alone_runs_its_own_variants(bundle: Path) -> None:
+    second_runtime(bundle)
+    assert [one["variant"] for one in report(bundle, 0, "--runtime", "onnxruntime")["variants"]] == ["fp32"]
+
+
+def test_a_runtime_that_the_bundle_does_not_run_on_is_refused_with_those_that_it_does(bundle: Path) -> None:
+    second_runtime(bundle)
+    done = run(bundle, "--bench", "--runtime", "openvino")
+    assert done.returncode == 2
+    assert "does not run on 'openvino'; it runs on onnxruntime, numpy" in done.stderr
+    assert "--runtime goes with" in run(bundle, "--runtime", "numpy").stderr
+
+
+def test_an_alternative_that_is_not_what_works_here_is_missing(bundle: Path) -> None:
+    main = manifest_of(bundle).runtime
+    reseal(bundle, runtime=msgspec.structs.replace(main, alternatives={"other-runtime": ("other-runtime==1",)}))
+    done = run(bundle, "--self-test", "--runtime", "other-runtime")
+    assert done.returncode == 4
+    assert "onnxruntime" in done.stderr
+    assert "requirements-other-runtime.txt" in done.stderr
+
+
 def test_a_bundle_with_no_variant_for_this_cpu_says_so(bundle: Path) -> None:
     other = {"requires": (ABSENT,)}
     reseal(bundle, variants=(variant("fp32", **other), variant("int8", **other), variant("third", **other)))

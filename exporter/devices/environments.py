@@ -1,0 +1,64 @@
+"""Virtual environments with nothing but what is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter.errors import MissingError, shorten
+
+INSTALL_SECONDS = 1800
+MISLEADING = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
+"""Variables through which one environment sees into another."""
+
+
+def make_environment(folder: Path, base: str, requirements: Sequence[str]) -> None:
+    """Makes a virtual environment and installs requirements into it.
+
+    Args:
+        folder: where it goes; it may be moved afterwards.
+        base: the interpreter that it is made of.
+        requirements: for pip.
+
+    Raises:
+        MissingError: the environment or a package cannot be had.
+    """
+    _call([base, "-I", "-m", "venv", str(folder)], "make a virtual environment", "is Python's venv module installed?")
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    _call(
+        [python_of(folder), *install, *requirements],
+        f"install {', '.join(requirements)}",
+        "is a package index reachable from here?",
+    )
+
+
+def python_of(folder: Path) -> str:
+    """The interpreter of an environment."""
+    return str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's variables, without those that would lead another interpreter to this one's packages."""
+    return {name: value for name, value in os.environ.items() if name not in MISLEADING}
+
+
+def _call(command: list[str], purpose: str, hint: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=INSTALL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MissingError(f"could not {purpose} within {INSTALL_SECONDS} s", hint=hint) from error
+    if done.returncode != 0:
+        words = (done.stderr or done.stdout).decode(errors="replace").strip()
+        # pip tells at last what it came to, after the warnings of each try.
+        last = words.splitlines()[-1] if words else f"exit code {done.returncode}"
+        raise MissingError(f"could not {purpose}", why=shorten(last, 600), hint=hint)
