@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from exporter.devices.emulated import EmulatedDevice
     from exporter.devices.find import device_of, emulated_device
     from exporter.devices.isolated import isolated_python
-    from exporter.devices.local import RuntimeDevice, cpu_features, run_bench, run_self_test
+    from exporter.devices.local import cpu_features, run_bench, run_self_test
     from exporter.devices.remote import emulation_note
     from exporter.devices.running import profile_name, steady_seconds
-    from exporter.devices.runtimes import runtime_named
+    from exporter.devices.runtimes import RuntimeDevice, runtime_named
 
 __all__ = [
     "LOCAL",
@@ -53,7 +53,7 @@ _HOMES = {
     "EmulatedDevice": "emulated",
     "NamedDevice": "config",
     "Prepared": "device",
-    "RuntimeDevice": "local",
+    "RuntimeDevice": "runtimes",
     "cpu_features": "local",
     "device_of": "find",
     "emulated_device": "find",

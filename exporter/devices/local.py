@@ -25,11 +25,9 @@ from exporter.devices.running import (
     printed_self_test,
     runner_failed,
 )
-from exporter.devices.runtimes import BundleRuntime, kept_python, runtime_named
 from exporter.errors import StageError
 from exporter.events import Emit
 from exporter.plan_types import ProfilePlan
-from exporter.store import Store
 
 PROBE = Path(__file__).parent / "onboard" / "probe.py"
 PROBE_SECONDS = 60
@@ -59,43 +57,19 @@ class LocalDevice:
         yield LocalBundle(bundle, manifest)
 
 
-class RuntimeDevice(LocalDevice):
-    """This machine, with one of the bundle's runtimes in an environment of its own.
-
-    Args:
-        runtime: what the user calls it.
-        store: keeps the environment.
-    """
-
-    def __init__(self, runtime: str, store: Store) -> None:
-        self._runtime = runtime
-        self._store = store
-
-    @contextmanager
-    def prepared(self, bundle: Path, manifest: Manifest, emit: Emit) -> Iterator[LocalBundle]:
-        """The bundle where it stands, and an environment that is made when it is not there yet.
-
-        Raises:
-            InputError: the bundle runs on no such runtime.
-            MissingError: the environment cannot be made here.
-        """
-        runtime = runtime_named(manifest, self._runtime)
-        yield LocalBundle(bundle, manifest, runtime, kept_python(self._store, runtime, emit))
-
-
 class LocalBundle:
-    """A bundle on this machine; on one of its runtimes alone, where that is given with an interpreter that has it."""
+    """A bundle on this machine, the interpreter that runs it, and the only runtime to run it on if named."""
 
     provenance: Provenance = "native"
     emulated = ""
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, runtime: BundleRuntime | None = None, python: str = sys.executable
+        self, bundle: Path, manifest: Manifest, python: str = sys.executable, runtime: str | None = None
     ) -> None:
         self._bundle = bundle
         self._variants = len(manifest.variants)
-        self._runtime = runtime.name if runtime is not None else None
         self._python = python
+        self._runtime = runtime
 
     def self_test(self) -> dict[str, Any]:
         """See `run_self_test`."""

@@ -7,11 +7,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
 from exporter.artifacts import Manifest
 from exporter.devices.environments import make_environment, python_of
+from exporter.devices.local import LocalBundle, LocalDevice
 from exporter.errors import InputError, MissingError, closest
 from exporter.events import Emit, StepFailed, StepFinished, StepStarted
 from exporter.store import Store, stage_key
@@ -36,6 +40,30 @@ class BundleRuntime(msgspec.Struct, frozen=True, kw_only=True):
     requirements: tuple[str, ...]
     oldest: tuple[int, int]
     newest: tuple[int, int] | None
+
+
+class RuntimeDevice(LocalDevice):
+    """This machine, with one of the bundle's runtimes in an environment of its own.
+
+    Args:
+        runtime: what the user calls it.
+        store: keeps the environment.
+    """
+
+    def __init__(self, runtime: str, store: Store) -> None:
+        self._runtime = runtime
+        self._store = store
+
+    @contextmanager
+    def prepared(self, bundle: Path, manifest: Manifest, emit: Emit) -> Iterator[LocalBundle]:
+        """The bundle where it stands, and an environment that is made when it is not there yet.
+
+        Raises:
+            InputError: the bundle runs on no such runtime.
+            MissingError: the environment cannot be made here.
+        """
+        runtime = runtime_named(manifest, self._runtime)
+        yield LocalBundle(bundle, manifest, kept_python(self._store, runtime, emit), runtime.name)
 
 
 def runtime_named(manifest: Manifest, name: str) -> BundleRuntime:
