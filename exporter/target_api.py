@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     Session = Callable[[Arrays], dict[str, NDArray[np.generic]]]
 
 ENTRY_POINT_GROUP = "edge_exporter.targets"
+SHARED = "shared"
+"""Folder that `convert` may write beside those of its variants: what belongs to all of them, and travels too."""
 
 
 class TargetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

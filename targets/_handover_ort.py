@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exporter.artifacts import Manifest, TensorSpec
+from exporter.target_api import SHARED
 from targets._handover import identifier
 
 OPERATORS = "required_operators_and_types.config"
@@ -126,13 +127,13 @@ def _reduced(manifest: Manifest) -> list[str]:
         "### A small onnxruntime",
         "",
         "The packages above hold every operator. A build of your own that reads ORT format only, with the kernels "
-        f"and types that `variants/{OPERATORS}` lists, is smaller and runs all variants of this bundle. In a "
+        f"and types that `variants/{SHARED}/{OPERATORS}` lists, is smaller and runs all variants of this bundle. In a "
         f"checkout of onnxruntime{f', at the tag v{version}' if version else ''}:",
         "",
         "```",
         "./build.sh --android --android_abi arm64-v8a --android_api 24 --android_sdk_path SDK --android_ndk_path NDK "
         "--build_java --config MinSizeRel --parallel --minimal_build --disable_ml_ops --skip_tests "
-        f"--include_ops_by_config BUNDLE/variants/{OPERATORS} --enable_reduced_operator_type_support",
+        f"--include_ops_by_config BUNDLE/variants/{SHARED}/{OPERATORS} --enable_reduced_operator_type_support",
         "```",
         "",
         "For iOS `tools/ci_build/github/apple/build_apple_framework.py` takes the same `--include_ops_by_config`, "

@@ -9,7 +9,7 @@ import msgspec
 
 from exporter.artifacts import Tolerance
 from exporter.quantize import int8_tolerance
-from exporter.target_api import ConvertRequest, Payload, VariantFile
+from exporter.target_api import SHARED, ConvertRequest, Payload, VariantFile
 from targets import _arm64, _onnxruntime
 from targets._handover_ort import OPERATORS, app_guide
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def convert(request: ConvertRequest, folder: Path) -> tuple[VariantFile, ...]:
     """The files, and the configuration of a build of onnxruntime that runs them and nothing else."""
     variants = _arm64.ort_files(request, folder)
-    _arm64.write_required_operators([folder / one.main for one in variants], folder / OPERATORS)
+    (folder / SHARED).mkdir()
+    _arm64.write_required_operators([folder / one.main for one in variants], folder / SHARED / OPERATORS)
     return tuple(variants)
 
 

@@ -15,6 +15,7 @@ from exporter.bundle.manifest import MANIFEST, sealed_manifest
 from exporter.bundle.readme import readme_text
 from exporter.disk import write_synced
 from exporter.store import list_files
+from exporter.target_api import SHARED
 
 SAMPLES = "samples.npz"
 VARIANTS = "variants"
@@ -24,7 +25,7 @@ class BundleParts(msgspec.Struct, frozen=True, kw_only=True):
     """What goes into a bundle.
 
     Attributes:
-        variants: folder with one folder a variant, and files that belong to them all; other folders are left out.
+        variants: folder with one folder a variant, and perhaps one that they share; others in it are left out.
         samples: real inputs and the outputs expected for them.
         runner: files by their name in the bundle.
         plan: the resolved plan.
@@ -53,8 +54,8 @@ def write_bundle(folder: Path, manifest: Manifest, parts: BundleParts) -> Manife
         own = PurePosixPath(variant.main).parent
         # A variant may have files beside its main one; what belongs to none stays behind.
         shutil.copytree(parts.variants / own.relative_to(VARIANTS), folder / own, dirs_exist_ok=True)
-    for shared in (path for path in parts.variants.iterdir() if path.is_file()):
-        shutil.copyfile(shared, folder / VARIANTS / shared.name)
+    if (parts.variants / SHARED).is_dir():
+        shutil.copytree(parts.variants / SHARED, folder / VARIANTS / SHARED)
     shutil.copyfile(parts.samples, folder / SAMPLES)
     for name, source in parts.runner.items():
         shutil.copyfile(source, folder / name)

@@ -69,7 +69,7 @@ def executed(model: Path, feed: dict[str, np.ndarray], folder: Path) -> set[str]
 def test_a_reduced_build_is_told_every_operator_that_any_variant_runs_and_their_types(
     bundle: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
-    heading, *rules = (bundle / "variants" / OPERATORS).read_text().splitlines()
+    heading, *rules = (bundle / "variants" / "shared" / OPERATORS).read_text().splitlines()
     assert heading.startswith("#")
     assert str(tmp_path.anchor) not in heading
     bare = "\n".join(re.sub(r"\{.*?\}\}", "", rule) for rule in rules)
@@ -89,7 +89,7 @@ def test_the_readme_opens_the_file_in_kotlin_and_swift_and_says_how_to_build_a_s
     )
     assert '(results["scores"].get() as OnnxTensor).floatBuffer' in text
     assert "NSMutableData(length: 1 * 1 * 8 * 8 * 4)!, elementType: .float, shape: [1, 1, 8, 8]" in text
-    assert f"--include_ops_by_config BUNDLE/variants/{OPERATORS}" in text
+    assert f"--include_ops_by_config BUNDLE/variants/shared/{OPERATORS}" in text
     assert "`int8-dotprod`" in text
 
 
