@@ -127,8 +127,8 @@ def _reduced(manifest: Manifest) -> list[str]:
         "### A small onnxruntime",
         "",
         "The packages above hold every operator. A build of your own that reads ORT format only, with the kernels "
-        f"and types that `variants/{SHARED}/{OPERATORS}` lists, is smaller and runs all variants of this bundle. In a "
-        f"checkout of onnxruntime{f', at the tag v{version}' if version else ''}:",
+        f"and types that `variants/{SHARED}/{OPERATORS}` lists, is smaller and runs all variants of this bundle. In "
+        f"a checkout of onnxruntime{f', at the tag v{version}' if version else ''}:",
         "",
         "```",
         "./build.sh --android --android_abi arm64-v8a --android_api 24 --android_sdk_path SDK --android_ndk_path NDK "

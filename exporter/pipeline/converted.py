@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from exporter.errors import StageError
-from exporter.target_api import VariantFile
+from exporter.target_api import SHARED, VariantFile
 
 
 def check_variants(target: str, made: object, folder: Path) -> None:
@@ -30,7 +30,7 @@ def check_variants(target: str, made: object, folder: Path) -> None:
             )
         for variant in made:
             path = PurePosixPath(variant.main)
-            if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
+            if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or path.parts[0] == SHARED:
                 problems.append(f"'{variant.main}' of variant '{variant.name}' is not a file in a folder of its own")
             elif not (folder / path).is_file():
                 problems.append(f"'{variant.main}' of variant '{variant.name}' was not written")
