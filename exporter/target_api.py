@@ -76,6 +76,24 @@ class TensorForm(Value, frozen=True, kw_only=True):
         return self.channels_last and len(spec.shape) == 4 and spec.dtype.startswith("float")
 
 
+class EnvironmentNeed(Value, frozen=True, kw_only=True):
+    """A Python environment of its own, for a library that cannot live beside the exporter or measures apart from it.
+
+    Attributes:
+        name: of the library, for messages.
+        requirements: for pip.
+        oldest: Python (major, minor) that there are wheels for.
+        newest: newest such Python; None where not known.
+        complete: the requirements name every package with its version, so that none is looked for beyond them.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    oldest: tuple[int, int] = (3, 9)
+    newest: tuple[int, int] | None = None
+    complete: bool = False
+
+
 class Need(Value, frozen=True, kw_only=True):
     """What a target wants made before `convert`: an ONNX file for its minimum runtime, and int8 files.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exporter.devices.emulated import EmulatedDevice
     from exporter.devices.find import device_of, emulated_device
     from exporter.devices.isolated import isolated_python
+    from exporter.devices.kept import kept_python
     from exporter.devices.local import cpu_features, run_bench, run_self_test
     from exporter.devices.remote import emulation_note
     from exporter.devices.running import profile_name, steady_seconds
@@ -35,6 +36,7 @@ __all__ = [
     "emulated_device",
     "emulation_note",
     "isolated_python",
+    "kept_python",
     "named_device",
     "profile_name",
     "read_devices",
@@ -59,6 +61,7 @@ _HOMES = {
     "emulated_device": "find",
     "emulation_note": "remote",
     "isolated_python": "isolated",
+    "kept_python": "kept",
     "named_device": "config",
     "profile_name": "running",
     "read_devices": "config",

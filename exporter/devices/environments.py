@@ -5,32 +5,35 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import MissingError, shorten
+from exporter.target_api import EnvironmentNeed
 
 INSTALL_SECONDS = 1800
 MISLEADING = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 """Variables through which one environment sees into another."""
 
 
-def make_environment(folder: Path, base: str, requirements: Sequence[str]) -> None:
-    """Makes a virtual environment and installs requirements into it.
+def make_environment(folder: Path, base: str, need: EnvironmentNeed) -> None:
+    """Makes a virtual environment and installs what is needed into it.
 
     Args:
         folder: where it goes; it may be moved afterwards.
         base: the interpreter that it is made of.
-        requirements: for pip.
+        need: what for.
 
     Raises:
         MissingError: the environment or a package cannot be had.
     """
     _call([base, "-I", "-m", "venv", str(folder)], "make a virtual environment", "is Python's venv module installed?")
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    # A complete list is taken at its word: what it leaves out is known not to be used.
+    alone = ["--no-deps", "--only-binary=:all:"] if need.complete else []
+    what = f"{need.name} with what it needs" if need.complete else ", ".join(need.requirements)
     _call(
-        [python_of(folder), *install, *requirements],
-        f"install {', '.join(requirements)}",
+        [python_of(folder), *install, *alone, *need.requirements],
+        f"install {what}",
         "is a package index reachable from here?",
     )
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from exporter.artifacts import RuntimeNeed
 from exporter.devices.environments import make_environment, python_of
+from exporter.target_api import EnvironmentNeed
 
 
 @contextmanager
@@ -27,13 +28,14 @@ def isolated_python(runtimes: Sequence[RuntimeNeed], *, minimum: bool) -> Iterat
     Raises:
         MissingError: the environment or a package cannot be had.
     """
-    requirements = list(
+    requirements = tuple(
         dict.fromkeys(
             _pin(line, runtime) if minimum else line for runtime in runtimes for line in runtime.requirements
         )
     )
     with TemporaryDirectory(prefix="edge-exporter-env-") as folder:
-        make_environment(Path(folder), sys.executable, requirements)
+        need = EnvironmentNeed(name=runtimes[0].name, requirements=requirements)
+        make_environment(Path(folder), sys.executable, need)
         yield python_of(Path(folder))
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter.devices import runtimes
-from exporter.devices.runtimes import BundleRuntime, kept_python
+from exporter.devices import kept, kept_python
 from exporter.errors import MissingError
 from exporter.events import Event, StepFailed, StepFinished
 from exporter.store import Store
+from exporter.target_api import EnvironmentNeed
 
-BARE = BundleRuntime(name="bare", requirements=("pip",), oldest=(3, 9), newest=None)
-OTHER = BundleRuntime(name="bare", requirements=("pip",), oldest=(3, 90), newest=(3, 91))
+BARE = EnvironmentNeed(name="bare", requirements=("pip",), oldest=(3, 9), newest=None)
+OTHER = EnvironmentNeed(name="bare", requirements=("pip",), oldest=(3, 90), newest=(3, 91))
 
 
 def ignore(event: Event) -> None:
@@ -50,7 +50,7 @@ def test_what_cannot_be_installed_leaves_nothing_and_tells_pips_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    wanted = BundleRuntime(name="absent", requirements=("no-such-runtime==1",), oldest=(3, 9), newest=None)
+    wanted = EnvironmentNeed(name="absent", requirements=("no-such-runtime==1",), oldest=(3, 9), newest=None)
     store, events = Store(tmp_path), list[Event]()
     with pytest.raises(MissingError, match="could not install no-such-runtime==1") as caught:
         kept_python(store, wanted, events.append)
@@ -66,7 +66,7 @@ def test_a_runtime_for_another_python_takes_one_that_really_starts(
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert runtimes._interpreter(OTHER)[0] == str(tmp_path / "python3.90")
+    assert kept._interpreter(OTHER)[0] == str(tmp_path / "python3.90")
 
 
 def test_where_no_python_fits_the_message_says_which_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
