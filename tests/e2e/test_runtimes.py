@@ -10,7 +10,10 @@ from support import Workplace, refused
 
 from exporter.bundle import read_manifest, read_profiles
 from exporter.registry import load_target
+from exporter.target_api import Target
 
+MOBILE: Target = load_target("mobile")
+MISSING = MOBILE.missing(MOBILE.options_type())
 SHORT = ("--max-seconds", "0.5", "--min-seconds", "0.02")
 BOTH = 'targets.cpu.runtimes=["onnxruntime", "openvino"]'
 
@@ -72,7 +75,7 @@ def test_a_runtime_beside_the_main_one_is_measured_without_it_and_chooses_no_def
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(load_target("mobile").missing() is not None, reason="the extra `mobile` is missing")
+@pytest.mark.skipif(MISSING is not None, reason="the extra `mobile` is missing")
 def test_a_phones_files_are_tested_and_measured_on_the_older_runtime(place: Workplace) -> None:
     place.factory()
     _, bundle = place.built("model.py:make", "--calib", "calib.npz", "--target", "mobile", "--no-profile")
