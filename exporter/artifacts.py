@@ -92,8 +92,8 @@ class QuantScheme(Value, frozen=True, kw_only=True):
         symmetric_activations: ranges of activations are made symmetric around zero.
         reduce_range: 7-bit weights, which cannot saturate on x86 CPUs without VNNI.
         observer: how ranges are read off what calibration saw.
-        exclude: names of ONNX nodes to leave in float.
-        ops: ONNX operators to quantize; by default all that have an int8 form.
+        exclude: names of nodes to leave in float: of the ONNX file, or of the .tflite file where that is quantized.
+        ops: operators to quantize, as that file calls them; by default all that have an int8 form.
         equalize: even out the ranges of channels between neighbouring layers first.
         per_tensor: names of ONNX nodes whose weights get one scale although `per_channel` is on.
         observers: tensor name to the observer that reads its range instead of `observer`.

@@ -7,9 +7,9 @@ the artifacts over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -18,6 +18,7 @@ from exporter.artifacts import (
     DType,
     EdgeType,
     Manifest,
+    NodeDamage,
     QuantScheme,
     RuntimeNeed,
     Signature,
@@ -124,7 +125,8 @@ class VariantFile(Value, frozen=True, kw_only=True):
     """A model file that `convert` wrote, relative to the folder that it was given.
 
     `stand_in` is another file there, for a `main` that only the CPUs it is made for compute right: it is simulated
-    and read in its place, and does not travel.
+    and read in its place, and does not travel. What is `offered` was not asked for by the plan, and is left out where
+    it fails the gate.
     """
 
     name: str
@@ -137,6 +139,7 @@ class VariantFile(Value, frozen=True, kw_only=True):
     specialises: str | None = None
     edges: tuple[EdgeType, ...] = ()
     stand_in: str | None = None
+    offered: bool = False
 
 
 class Int8File(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +168,8 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
         program: the captured program (.pt2), where the target needs it: it takes tensors in the order of the
             signature's inputs and gives a tuple in the order of its outputs.
         quantize: what `[quantize]` asks of a target that quantizes by itself; None when it turns quantization off.
+        offered: files that such a target is to make beside those that its options ask for: `dynamic`, with ranges
+            taken at run time.
         calibration: one pass over the calibration data in batches, arrays by input name as the files take them;
             None where nothing is to be quantized.
     """
@@ -174,6 +179,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature
     program: Path | None = None
     quantize: QuantScheme | None = None
+    offered: tuple[str, ...] = ()
     calibration: Callable[[], Iterator[Arrays]] | None = None
 
 
@@ -241,3 +247,39 @@ class Target(Protocol):
 
     def tolerance(self, variant: VariantFile, model: Path, expected: Arrays) -> dict[str, Tolerance]:
         """Self-test tolerance of each output, given the outputs expected for the samples."""
+
+
+@runtime_checkable
+class Requantizing(Protocol):
+    """A target that quantizes by itself, and can do so again otherwise, from what `convert` left in its folder.
+
+    With it the pipeline brings files that fail the gate back within it, and tries faster ones.
+    """
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Operator types that multiply by weights, which gain most by being integer."""
+
+    def requantize(
+        self, made: Path, variant: VariantFile, scheme: QuantScheme, options: TargetOptions, folder: Path
+    ) -> VariantFile:
+        """Writes a variant again: operators named in the scheme's `exclude`, or not among its `ops`, stay in float.
+
+        Args:
+            made: folder that `convert` wrote into.
+            variant: one of those that it made.
+            scheme: otherwise that of the request.
+            options: as for `convert`.
+            folder: where to write.
+        """
+
+    def damage(self, made: Path, model: Path, batches: Iterable[Arrays]) -> tuple[NodeDamage, ...]:
+        """Noise of each operator of a file that computes in integers, worst first.
+
+        Operators that only move values are left out: they follow what they move.
+
+        Args:
+            made: folder that `convert` wrote into.
+            model: the file, which `convert` or `requantize` made.
+            batches: inputs as the files take them.
+        """

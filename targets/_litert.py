@@ -9,14 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from exporter.artifacts import canonical
 from exporter.errors import DataError, StageError, shorten
 from exporter.target_api import ConvertRequest
-from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, VariantJob
+from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
@@ -25,12 +25,27 @@ MODULE = "targets._litert_worker"
 SECONDS = 4 * 3600
 
 
-def convert(request: ConvertRequest, variants: tuple[VariantJob, ...], channels_last: tuple[str, ...]) -> None:
-    """Writes .tflite files, float32 first.
+class Base(NamedTuple):
+    """What quantized files are made from.
+
+    Attributes:
+        float_file: the float .tflite.
+        ranges: what its tensors reach on the calibration data; not there where no file needed it.
+    """
+
+    float_file: Path
+    ranges: Path
+
+
+def convert(
+    request: ConvertRequest, base: Base, variants: tuple[VariantJob, ...], channels_last: tuple[str, ...]
+) -> None:
+    """Writes .tflite files.
 
     Args:
         request: the program and the calibration samples.
-        variants: files to write.
+        base: where to write the float file, and ranges where a variant needs them.
+        variants: quantized files to write.
         channels_last: inputs that become NHWC.
 
     Raises:
@@ -39,25 +54,42 @@ def convert(request: ConvertRequest, variants: tuple[VariantJob, ...], channels_
     """
     if request.program is None:
         raise StageError("there is no torch program to convert", hint="give a torch model as source")
-    for variant in variants:
-        Path(variant.file).parent.mkdir(parents=True)
+    program = Program(
+        file=str(request.program),
+        inputs=tuple((spec.name, spec.dtype, _fixed(spec.shape)) for spec in request.signature.inputs),
+        outputs=tuple(spec.name for spec in request.signature.outputs),
+        channels_last=channels_last,
+    )
     with tempfile.TemporaryDirectory(prefix="edge-exporter-litert-") as name:
         folder = Path(name)
         calibration = None
         if any(variant.precision in STATIC for variant in variants):
             calibration = folder / "calibration.npz"
             _write_samples(request, calibration)
-        job = ConversionJob(
-            program=str(request.program),
-            inputs=tuple((spec.name, spec.dtype, _fixed(spec.shape)) for spec in request.signature.inputs),
-            outputs=tuple(spec.name for spec in request.signature.outputs),
-            channels_last=channels_last,
-            calibration=str(calibration) if calibration else None,
-            observer="moving-average" if request.quantize and request.quantize.observer != "minmax" else "minmax",
-            variants=variants,
+        _run(
+            folder,
+            ConversionJob(
+                float_file=str(base.float_file),
+                program=program,
+                ranges=str(base.ranges),
+                calibration=str(calibration) if calibration else None,
+                observer="moving-average" if request.quantize and request.quantize.observer != "minmax" else "minmax",
+                variants=variants,
+            ),
         )
-        (folder / "job.json").write_bytes(canonical(job))
-        _run(folder)
+
+
+def requantize(base: Base, variants: tuple[VariantJob, ...]) -> None:
+    """Writes quantized files from what an earlier conversion left.
+
+    Raises:
+        StageError: the quantizer cannot do it, or its process ended otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-exporter-litert-") as name:
+        _run(
+            Path(name),
+            ConversionJob(float_file=str(base.float_file), ranges=str(base.ranges), variants=variants),
+        )
 
 
 def _fixed(shape: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -89,7 +121,10 @@ def _samples(request: ConvertRequest) -> Iterator[Arrays]:
     return request.calibration() if request.calibration is not None else iter(())
 
 
-def _run(folder: Path) -> None:
+def _run(folder: Path, job: ConversionJob) -> None:
+    for file in (job.float_file, *(variant.file for variant in job.variants)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_bytes(canonical(job))
     environment = {**os.environ, "LITERT_TORCH_SHOW_PROGRESS": "n", "PYTHONHASHSEED": "0"}
     try:
         # Its output is this process's: the run log, while a step runs.

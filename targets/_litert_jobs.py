@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from exporter.artifacts import Value
+from targets._tflite_schemes import Left
 
 Precision = Literal["float32", "float16", "int8", "int16x8", "dynamic-int8"]
 STATIC: tuple[Precision, ...] = ("int8", "int16x8")
@@ -15,41 +16,56 @@ FAILED = "failed.json"
 
 
 class VariantJob(Value, frozen=True, kw_only=True):
-    """One file to write.
+    """One quantized file to write.
 
     Attributes:
         precision: of weights and activations; `int16x8` has int8 weights and int16 activations.
         file: where to write it.
         integer_io: quantized inputs and outputs stay integers at the model's edge.
-        exclude: operator types (CONV_2D, ...) that stay float.
+        left: what stays in float.
     """
 
     precision: Precision
     file: str
     integer_io: bool = False
-    exclude: tuple[str, ...] = ()
+    left: Left = Left()
 
 
-class ConversionJob(Value, frozen=True, kw_only=True):
-    """A whole conversion.
+class Program(Value, frozen=True, kw_only=True):
+    """A torch program, and how its file is to take and give tensors.
 
     Attributes:
-        program: the .pt2 file.
+        file: the .pt2 file.
         inputs: (name, dtype, shape) of each input, in the order of the program's arguments.
         outputs: names, in the order of the program's result.
         channels_last: inputs (by name) that become NHWC.
-        calibration: npz with `<sample>/<input name>`, as the float file takes them; None where nothing needs it.
-        observer: how the ranges of samples become one range.
-        variants: files to write; the float32 one comes first.
     """
 
-    program: str
+    file: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: tuple[str, ...]
     channels_last: tuple[str, ...] = ()
+
+
+class ConversionJob(Value, frozen=True, kw_only=True):
+    """A conversion, or a part of it: what is there already is not made again.
+
+    Attributes:
+        float_file: the float .tflite.
+        program: what it is made from; None where the file is there.
+        ranges: what tensors reach on the calibration data, as `calibrate` writes it.
+        calibration: npz with `<sample>/<input name>`, as the float file takes them, that `ranges` is made from; None
+            where nothing needs ranges, or they are there.
+        observer: how the ranges of samples become one range.
+        variants: quantized files to write.
+    """
+
+    float_file: str
+    program: Program | None = None
+    ranges: str
     calibration: str | None = None
     observer: Literal["minmax", "moving-average"] = "minmax"
-    variants: tuple[VariantJob, ...]
+    variants: tuple[VariantJob, ...] = ()
 
 
 class Failure(Value, frozen=True, kw_only=True):

@@ -6,6 +6,8 @@ The libraries that do it are heavy, slow to import and noisy, and a crash in the
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import canonical
-from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, VariantJob, read_job
+from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
+from targets._tflite import operator_kinds
+from targets._tflite_schemes import reasons_for
 
 SIGNATURE = "serving_default"
 
@@ -52,14 +56,14 @@ def stage(folder: Path, what: str) -> Iterator[None]:
         sys.exit(1)
 
 
-def convert_float(job: ConversionJob, path: Path) -> None:
+def convert_float(job: Program, path: Path) -> None:
     """Writes the float file, with the user's names.
 
     torch takes identifiers only as names of arguments, so that the converter sees made-up ones.
     """
     import torch
 
-    program = torch.export.load(job.program)
+    program = torch.export.load(job.file)
     litert_torch, flatbuffer_utils = library("litert_torch"), library("ai_edge_litert.tools.flatbuffer_utils")
 
     class Named(torch.nn.Module):
@@ -86,11 +90,30 @@ def convert_float(job: ConversionJob, path: Path) -> None:
     names |= {placeholder("output", index): name for index, name in enumerate(job.outputs)}
     for entry in (*signature.inputs, *signature.outputs):
         entry.name = names[text(entry.name)]
+    name_tensors(model)
     path.unlink()
     flatbuffer_utils.write_model(model, str(path))
 
 
-def channels_last(module: Any, example: dict[str, Any], job: ConversionJob) -> tuple[Any, dict[str, Any]]:
+def name_tensors(model: Any) -> None:
+    """Calls the tensors at the edge as the signature does, and results of operators by type and number.
+
+    The converter's names are made of classes of this module; an operator goes by the name of its first result.
+    """
+    (graph,), (signature,) = model.subgraphs, model.signatureDefs
+    names = {int(entry.tensorIndex): text(entry.name) for entry in (*signature.outputs, *signature.inputs)}
+    taken = set(names.values())
+    for number, (kind, operator) in enumerate(zip(operator_kinds(model, graph), graph.operators, strict=True)):
+        for place, index in enumerate(map(int, operator.outputs)):
+            name = f"{kind.lower()}_{number}" + (f"_{place}" if place else "")
+            while name in taken:
+                name += "_"
+            taken.add(names.setdefault(index, name))
+    for index, name in names.items():
+        graph.tensors[index].name = name
+
+
+def channels_last(module: Any, example: dict[str, Any], job: Program) -> tuple[Any, dict[str, Any]]:
     """The module with NHWC inputs, and an example of them: the converter folds the transposition where it can."""
     import torch
 
@@ -111,8 +134,8 @@ def channels_last(module: Any, example: dict[str, Any], job: ConversionJob) -> t
     return ChannelsLast(), shown
 
 
-def calibrate(float_file: Path, job: ConversionJob) -> dict[str, Any]:
-    """Ranges of all tensors.
+def calibrate(job: ConversionJob) -> None:
+    """Writes the ranges of all tensors.
 
     The quantizer's own calibration is a moving average that clips; the extremes themselves are taken unless the plan
     says otherwise.
@@ -124,12 +147,23 @@ def calibrate(float_file: Path, job: ConversionJob) -> dict[str, Any]:
     update = {"minmax": qsv_utils.min_max_update, "moving-average": qsv_utils.moving_average_update}[job.observer]
     rules = recipe_manager.RecipeManager()
     rules.load_quantization_recipe(recipe.static_wi8_ai8())
-    observing = calibrator.Calibrator(str(float_file), num_threads=1, qsv_update_func=update)
+    observing = calibrator.Calibrator(job.float_file, num_threads=1, qsv_update_func=update)
     observing.calibrate({SIGNATURE: samples}, rules)
-    ranges: dict[str, Any] = observing.get_model_qsvs()
-    if not ranges:
+    found = observing.get_model_qsvs()
+    if not found:
         raise ValueError(f"calibration saw no tensor in {len(samples)} samples")
-    return ranges
+    plain = {
+        tensor: {side: np.asarray(value).tolist() for side, value in one.items()} for tensor, one in found.items()
+    }
+    Path(job.ranges).write_text(json.dumps(plain), encoding="utf-8")
+
+
+def read_ranges(path: Path) -> dict[str, Any]:
+    """Ranges as the quantizer takes them."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        tensor: {side: np.asarray(value, np.float32) for side, value in one.items()} for tensor, one in found.items()
+    }
 
 
 def quantize(float_file: Path, variant: VariantJob, ranges: dict[str, Any] | None) -> None:
@@ -158,13 +192,16 @@ def quantize(float_file: Path, variant: VariantJob, ranges: dict[str, Any] | Non
             "dynamic-int8": recipe.dynamic_wi8_afp32,
         }
         rules.load_quantization_recipe(recipes[variant.precision]())
-    left = list(variant.exclude)
+    kinds = list(variant.left.types)
     if variant.precision in STATIC and not variant.integer_io:
-        left += ["INPUT", "OUTPUT"]
+        kinds += ["INPUT", "OUTPUT"]
     known = {operator.value for operator in operators}
-    for name in left:
-        if name in known:  # What the quantizer does not know stays float without being told.
-            rules.add_quantization_config(".*", operators(name), algorithm_key="no_quantize")
+    for kind in kinds:
+        if kind in known:  # What the quantizer does not know stays float without being told.
+            rules.add_quantization_config(".*", operators(kind), algorithm_key="no_quantize")
+    for name in reasons_for(float_file, variant.left):
+        # The quantizer finds an operator by the names of its results, each followed by a semicolon.
+        rules.add_quantization_config(f"^{re.escape(name)};", operators.ALL_SUPPORTED, algorithm_key="no_quantize")
     worker = quantizer.Quantizer(str(float_file), rules.get_quantization_recipe())
     result = worker.quantize(
         ranges if variant.precision in STATIC else None, enable_progress_bar=False, enable_progress_report=False
@@ -213,16 +250,18 @@ def main() -> None:
     job_file = Path(sys.argv[1])
     folder = job_file.parent
     job = read_job(job_file.read_bytes())
-    first, *others = job.variants
-    with stage(folder, "convert"):
-        convert_float(job, Path(first.file))
-    ranges = None
-    if any(variant.precision in STATIC for variant in others):
+    float_file, ranges = Path(job.float_file), None
+    if job.program is not None:
+        with stage(folder, "convert"):
+            convert_float(job.program, float_file)
+    if job.calibration is not None:
         with stage(folder, "calibrate"):
-            ranges = calibrate(Path(first.file), job)
-    for variant in others:
+            calibrate(job)
+    if any(variant.precision in STATIC for variant in job.variants):
+        ranges = read_ranges(Path(job.ranges))
+    for variant in job.variants:
         with stage(folder, f"quantize to {variant.precision}"):
-            quantize(Path(first.file), variant, ranges)
+            quantize(float_file, variant, ranges)
 
 
 if __name__ == "__main__":

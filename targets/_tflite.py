@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.artifacts import Coverage, EdgeType, Skipped, Tolerance
 
@@ -15,33 +16,87 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EDGES = ("QUANTIZE", "DEQUANTIZE")
+MOVERS = frozenset(
+    (
+        "BROADCAST_TO", "EXPAND_DIMS", "GATHER", "RESHAPE", "SLICE", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE",
+        "TILE", "TRANSPOSE",
+    )
+)  # fmt: skip
+"""Operators that move values and compute none: what is lost in them was lost before."""
 FLOATS = ("FLOAT32", "FLOAT16", "FLOAT64")
 INTEGERS = ("INT8", "INT16")
+LEFT = "the quantizer leaves it in float"
 STEPS = 1.01
 """Kernels round differently by one step; the rest is float rounding of the comparison."""
 FLOAT_RELATIVE = 1e-4
 
 
-class Operator:
-    """One operator: its type, the name of its first result, and the types of its tensors."""
+class Operator(NamedTuple):
+    """One operator.
 
-    def __init__(self, model: Any, graph: Any, operator: Any, names: tuple[dict[int, str], dict[int, str]]) -> None:
-        operators, types = names
-        code = model.operatorCodes[operator.opcodeIndex]
-        self.kind = operators[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        results = [graph.tensors[index] for index in operator.outputs if index >= 0]
-        taken = [graph.tensors[index] for index in operator.inputs if index >= 0]
-        self.name = text(results[0].name) if results else self.kind
-        self.results = [types[tensor.type] for tensor in results]
-        self.taken = [types[tensor.type] for tensor in taken]
+    Attributes:
+        kind: its type, as `CONV_2D`.
+        name: of its first result.
+        inputs: indices of the tensors that it takes; -1 for one that is left out.
+        outputs: of those that it gives.
+        taken: element types of the former.
+        results: of the latter.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    taken: tuple[str, ...]
+    results: tuple[str, ...]
 
 
 def operators(model: Path) -> list[Operator]:
     """All operators of a file, in the order in which they run."""
-    schema = _library("schema_py_generated")
-    read = _read(model)
-    names = (_names(schema.BuiltinOperator), _names(schema.TensorType))
-    return [Operator(read, graph, operator, names) for graph in read.subgraphs for operator in graph.operators]
+    read = read_model(model)
+    return [one for graph in read.subgraphs for one in graph_operators(read, graph)]
+
+
+def graph_operators(model: Any, graph: Any) -> list[Operator]:
+    """Operators of one of a model's graphs, in the order in which they run."""
+
+    def types_of(indices: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple(tensor_type(graph.tensors[index]) for index in indices if index >= 0)
+
+    found = []
+    for kind, operator in zip(operator_kinds(model, graph), graph.operators, strict=True):
+        inputs, outputs = (tuple(map(int, side)) for side in (operator.inputs, operator.outputs))
+        name = text(graph.tensors[outputs[0]].name) if outputs else kind
+        found.append(Operator(kind, name, inputs, outputs, types_of(inputs), types_of(outputs)))
+    return found
+
+
+def tensor_type(tensor: Any) -> str:
+    """Element type of a tensor, as `INT8`."""
+    return _names(_library("schema_py_generated").TensorType)[tensor.type]
+
+
+def operator_kinds(model: Any, graph: Any) -> list[str]:
+    """Types of a graph's operators."""
+    names = _names(_library("schema_py_generated").BuiltinOperator)
+    codes = [model.operatorCodes[operator.opcodeIndex] for operator in graph.operators]
+    return [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
+
+
+def with_movers(model: Path, names: Iterable[str]) -> set[str]:
+    """Names of operators, and of those after them that only move their results, to be left in float with them.
+
+    Rounding a float result for an operator that only moves it would lose what leaving its producer in float kept.
+    """
+    left = set(names)
+    floats: set[int] = set()
+    read = read_model(model)
+    for operator in graph_operators(read, read.subgraphs[0]):
+        if operator.kind in MOVERS and not floats.isdisjoint(operator.inputs):
+            left.add(operator.name)
+        if operator.name in left:
+            floats |= set(operator.outputs)
+    return left
 
 
 def kinds(model: Path) -> set[str]:
@@ -49,25 +104,26 @@ def kinds(model: Path) -> set[str]:
     return {operator.kind for operator in operators(model)}
 
 
-def coverage(model: Path, *, dynamic: bool, excluded: tuple[str, ...] = ()) -> Coverage:
+def coverage(model: Path, *, dynamic: bool, left: Mapping[str, str] | None = None) -> Coverage:
     """Which operators compute in integers.
 
     Args:
         model: the quantized file.
         dynamic: activations are float at the edges of operators; those with integer weights compute in integers.
-        excluded: operator types that were to stay float.
+        left: types and names of operators that were to stay float, and why.
     """
+    reasons = left or {}
     quantized: Counter[str] = Counter()
     skipped = []
     for operator in operators(model):
-        whole = any(kind in INTEGERS for kind in (operator.taken if dynamic else operator.results))
+        whole = is_integer(operator, dynamic=dynamic)
         floats = any(kind in FLOATS for kind in (*operator.taken, *operator.results))
         if operator.kind in EDGES or not (whole or floats):
             continue  # A change of type, or arithmetic on shapes and indices.
         if whole:
             quantized[operator.kind] += 1
         else:
-            reason = "excluded by the plan" if operator.kind in excluded else "the quantizer leaves it in float"
+            reason = reasons.get(operator.name) or reasons.get(operator.kind) or LEFT
             skipped.append(Skipped(node=operator.name, op=operator.kind, reason=reason))
     return Coverage(
         eligible=sum(quantized.values()) + len(skipped),
@@ -77,10 +133,15 @@ def coverage(model: Path, *, dynamic: bool, excluded: tuple[str, ...] = ()) -> C
     )
 
 
+def is_integer(operator: Operator, *, dynamic: bool) -> bool:
+    """Whether an operator of a quantized file computes in integers; see `coverage`."""
+    return any(kind in INTEGERS for kind in (operator.taken if dynamic else operator.results))
+
+
 def edges(model: Path) -> tuple[EdgeType, ...]:
     """Inputs and outputs whose elements are integers that stand for real numbers, in the order of the signature."""
     schema = _library("schema_py_generated")
-    read = _read(model)
+    read = read_model(model)
     kinds, graph = _names(schema.TensorType), read.subgraphs[0]
     found = []
     for entry in (*read.signatureDefs[0].inputs, *read.signatureDefs[0].outputs):
@@ -127,7 +188,7 @@ def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quant
 def output_scales(model: Path) -> dict[str, float]:
     """The step of each output that comes from integers through one scale."""
     schema = _library("schema_py_generated")
-    read = _read(model)
+    read = read_model(model)
     kinds = _names(schema.BuiltinOperator)
     graph = read.subgraphs[0]
     before = {}
@@ -149,7 +210,8 @@ def text(name: bytes | str) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
-def _read(model: Path) -> Any:
+def read_model(model: Path) -> Any:
+    """A file as the objects of its schema, which can be changed."""
     return _library("tools.flatbuffer_utils").read_model(str(model))
 
 
@@ -158,5 +220,6 @@ def _library(name: str) -> Any:
     return importlib.import_module(f"ai_edge_litert.{name}")
 
 
+@cache
 def _names(kind: type) -> dict[int, str]:
     return {value: name for name, value in vars(kind).items() if isinstance(value, int)}

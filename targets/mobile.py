@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from exporter.artifacts import QuantScheme, RuntimeNeed, Tolerance
+from exporter.artifacts import NodeDamage, QuantScheme, RuntimeNeed, Tolerance
 from exporter.errors import InputError
 from exporter.onnx_export import onnx_session, opset_for_runtime
 from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, TensorForm, VariantFile
-from targets import _arm64, _mobile_ort, runner_files
+from targets import _arm64, _mobile_ort, _mobile_tflite, runner_files
 from targets._handover import app_guide
-from targets._litert_jobs import STATIC, VariantJob
+from targets._mobile_tflite import LITERT, PRODUCTS, QUANTIZED
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
-    from targets._litert_jobs import Precision
 
 RUNTIME = Path(__file__).parent / "runner" / "tflite_runtime.py"
-LITERT = "ai-edge-litert"
 MINIMUM = "2.3"
-MODEL = "model.tflite"
 TFLITE = ".tflite"
-NAMES: Mapping[Precision, str] = {
-    "float32": "fp32", "float16": "fp16", "int8": "int8", "int16x8": "int16x8", "dynamic-int8": "dynamic"
-}  # fmt: skip
-QUANTIZED = ("int8", "int16x8", "dynamic-int8")
 TFLITE_KEYS = ("variants", "io", "layout", "exclude")
-OBSERVERS = ("minmax", "moving-average")
 REFERENCE_RUNTIME = "1.19"
 """The onnxruntime that the ONNX file is made for, which only serves as a check of the model here."""
 
@@ -64,6 +56,7 @@ class MobileTarget:
     version = 1
     summary = "Android, iOS: .tflite fp32 and static int8 (s8s8) on LiteRT, or ORT format on onnxruntime"
     options_type = MobileOptions
+    products = PRODUCTS
     defaults: Mapping[str, Mapping[str, Any]] = {"quantize": {"activations": "int8", "weights": "int8"}}
     distributions = ("litert-torch", "ai-edge-quantizer", LITERT, "litert-converter", "torch", "onnxruntime")
 
@@ -100,31 +93,28 @@ class MobileTarget:
             program=True,
             calibration=True,
             form=form_of(wanted),
+            dynamic=True,
         )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Runs the converter and the quantizer in a process of their own; or optimizes the ONNX files for ARM."""
-        from targets import _litert
-
         wanted = cast(MobileOptions, options)
         if wanted.format == "ort":
             return _mobile_ort.convert(request, folder)
-        scheme = _scheme(request.quantize) if request.quantize is not None else None
-        asked = [one for one in dict.fromkeys(wanted.variants) if one == "float16" or scheme is not None]
-        precisions: tuple[Precision, ...] = ("float32", *asked)
-        jobs = tuple(
-            VariantJob(
-                precision=one,
-                file=str(folder / NAMES[one] / MODEL),
-                integer_io=wanted.io == "integer" and one in STATIC,
-                exclude=wanted.exclude if one in QUANTIZED else (),
-            )
-            for one in precisions
-        )
-        moved = [spec.name for spec in request.signature.inputs if form_of(wanted).moves(spec)]
-        _litert.convert(request, jobs, tuple(moved))
-        check_excluded(Path(jobs[0].file), wanted.exclude)
-        return tuple(_variant(folder, one, scheme, wanted) for one in precisions)
+        moved = tuple(spec.name for spec in request.signature.inputs if form_of(wanted).moves(spec))
+        return _mobile_tflite.convert(request, wanted, moved, folder)
+
+    def requantize(
+        self, made: Path, variant: VariantFile, scheme: QuantScheme, options: TargetOptions, folder: Path
+    ) -> VariantFile:
+        """Runs the quantizer alone, in a process of its own, on the float file and the ranges that are there."""
+        return _mobile_tflite.requantize(made, variant, scheme, cast(MobileOptions, options), folder)
+
+    def damage(self, made: Path, model: Path, batches: Iterable[Arrays]) -> tuple[NodeDamage, ...]:
+        """Feeds each operator's integer form with the float file's activations."""
+        from targets._tflite_damage import operator_damage
+
+        return operator_damage(_mobile_tflite.base_of(made).float_file, model, batches)
 
     def payload(self, options: TargetOptions) -> Payload:
         """The runner for LiteRT and tflite-runtime, and the requirements that bring the former; or onnxruntime's."""
@@ -185,66 +175,9 @@ def check_options(options: MobileOptions) -> None:
         )
 
 
-def check_excluded(float_file: Path, exclude: tuple[str, ...]) -> None:
-    """Raises InputError when the plan excludes operators that the model does not have."""
-    from targets import _tflite
-
-    kinds = _tflite.kinds(float_file) if exclude else set()
-    if unknown := set(exclude) - kinds:
-        raise InputError(
-            f"the model has no operator {', '.join(sorted(unknown))}",
-            where="[targets.mobile] exclude",
-            hint=f"its operators: {', '.join(sorted(kinds))}",
-        )
-
-
 def form_of(options: MobileOptions) -> TensorForm:
     """Files hold 32-bit integers where torch has 64, and images in the layout that the plan asks for."""
     return TensorForm(types={"int64": "int32"}, channels_last=options.layout == "NHWC")
-
-
-def _variant(folder: Path, precision: Precision, scheme: QuantScheme | None, options: MobileOptions) -> VariantFile:
-    """What was written, with what is integer in it."""
-    from targets import _tflite
-
-    main = f"{NAMES[precision]}/{MODEL}"
-    coverage = None
-    if precision in QUANTIZED:
-        coverage = _tflite.coverage(folder / main, dynamic=precision == "dynamic-int8", excluded=options.exclude)
-    return VariantFile(
-        name=NAMES[precision],
-        main=main,
-        runtime=LITERT,
-        precision=precision,
-        scheme=scheme if precision == "int8" else None,
-        coverage=coverage,
-        edges=_tflite.edges(folder / main),
-    )
-
-
-def _scheme(asked: QuantScheme) -> QuantScheme:
-    """What the quantizer does of what `[quantize]` asks.
-
-    Raises:
-        InputError: it cannot do it.
-    """
-    able = QuantScheme(activations="int8", observer=asked.observer)
-    wrong = [
-        f"{name} = {getattr(asked, name)!r}"
-        for name in QuantScheme.__struct_fields__
-        if getattr(asked, name) != getattr(able, name)
-    ]
-    if asked.observer not in OBSERVERS:
-        wrong.append(f"observer = '{asked.observer}'")
-    if wrong:
-        raise InputError(
-            f"the quantizer of .tflite files cannot do {', '.join(wrong)}",
-            where="[quantize]",
-            why=f"weights are int8, one scale a channel; activations int8; observers {' or '.join(OBSERVERS)}",
-            hint="say what mobile is to do in [targets.mobile.quantize]; `variants` and `exclude` in "
-            "[targets.mobile] choose dynamic int8, and operators that stay float",
-        )
-    return able
 
 
 TARGET: Target = MobileTarget()

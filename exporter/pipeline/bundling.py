@@ -30,12 +30,13 @@ from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.judging import unjudged
 from exporter.pipeline.manifesting import draft_manifest
 from exporter.pipeline.quick_races import QuickRaces
+from exporter.pipeline.requantized import Requantized
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
 from exporter.store import Stored, list_files
 from exporter.tables import history_lines
-from exporter.target_api import ConvertRequest, Target, VariantFile
+from exporter.target_api import ConvertRequest, Requantizing, Target, VariantFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
+VARIANTS = "variants"
 SPARSE = 0.05
 """Share of zeros among a model's weights from which on its packed size is told."""
 FIXED_BATCH = "the files have fixed shapes: the batch is 1"
@@ -90,25 +92,19 @@ class Bundling:
         samples = checked.calibration.samples if checked.calibration else 0
         program = job.program(inputs, checked, data) if need.program else None
 
+        def gated(folder: Path, variant: VariantFile) -> Fidelity:
+            found = evaluate(job, self.target, folder, variant, signature, need.form, reference)
+            return apply_gate(found, plan.gate, unjudged(job.plan, [spec.name for spec in signature.outputs]))
+
         def judge(models: Sequence[Int8Model], only: str | None) -> Made:
-            folder, variants = self._convert(float_model, models, program, signature)
-            judged = [
-                (
-                    variant,
-                    apply_gate(
-                        evaluate(job, self.target, folder, variant, signature, need.form, reference),
-                        plan.gate,
-                        unjudged(job.plan, [spec.name for spec in signature.outputs]),
-                    ),
-                )
-                for variant in variants
-                if only in (None, variant.name)
-            ]
-            return Made(folder=folder, judged=judged, models=models)
+            stored, variants = self._convert(float_model, models, program, signature)
+            folder = stored.folder / VARIANTS
+            judged = [(variant, gated(folder, variant)) for variant in variants if only in (None, variant.name)]
+            return Made(folder=folder, content=stored.content, judged=judged, models=models)
 
         def files(model: Int8Model) -> tuple[Path, VariantFile]:
-            folder, variants = self._convert(float_model, [model], program, signature, why=" for a race")
-            return folder, next(variant for variant in variants if variant.name == model.file.name)
+            stored, variants = self._convert(float_model, [model], program, signature, why=" for a race")
+            return stored.folder / VARIANTS, next(one for one in variants if one.name == model.file.name)
 
         races = QuickRaces(
             steps=self.steps,
@@ -120,6 +116,9 @@ class Bundling:
             files=files,
         )
         made = Candidates(job, plan, inputs, float_model, samples, judge, races).settle(need)
+        if isinstance(self.target, Requantizing) and need.calibration and plan.quantize.enabled:
+            again = Requantized(job, self.target, self.target, plan, inputs, need.form, gated, races)
+            made = again.settle(made)
         self._warn_of_chance(made.judged[0][1], signature)
         self._gate(made.judged)
         return self._assemble(made, signature, checked, data)
@@ -187,24 +186,26 @@ class Bundling:
         signature: Signature,
         *,
         why: str = "",
-    ) -> tuple[Path, tuple[VariantFile, ...]]:
+    ) -> tuple[Stored, tuple[VariantFile, ...]]:
         job = self.job
         calibrates = self.need.calibration and self.plan.quantize.enabled
         scheme = self.plan.quantize.scheme if calibrates else None
         calibration = job.calibration_parts() if calibrates else None
+        offered = ("dynamic",) if calibrates and self._welcomes_dynamic(float_model) else ()
         request = ConvertRequest(
             float_model=float_model.path,
             int8=tuple(model.file for model in int8),
             signature=signature,
             program=program.folder / PROGRAM if program else None,
             quantize=scheme,
+            offered=offered,
             calibration=(lambda: self._calibration(signature)) if calibrates else None,
         )
 
         def build(folder: Path) -> None:
-            (folder / "variants").mkdir()
-            made = self.target.convert(request, self.plan.options, folder / "variants")
-            check_variants(self.target.name, made, folder / "variants")
+            (folder / VARIANTS).mkdir()
+            made = self.target.convert(request, self.plan.options, folder / VARIANTS)
+            check_variants(self.target.name, made, folder / VARIANTS)
             (folder / "variants.json").write_bytes(canonical(made))
 
         parts = {
@@ -214,13 +215,19 @@ class Bundling:
             "int8": [[model.content, model.file.name, model.file.requires, model.file.specialises] for model in int8],
             "program": program.key if program else None,
             "quantize": scheme,
+            "offered": offered,
             "calibration": calibration,
             "signature": signature,
             "versions": versions(*self.target.distributions),
         }
         stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert{why}")
-        made = load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
-        return stored.folder / "variants", made
+        return stored, load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
+
+    def _welcomes_dynamic(self, float_model: FloatModel) -> bool:
+        """Whether a target that quantizes by itself is to make a dynamic file that the plan does not ask for."""
+        from exporter.quantize import suits_dynamic
+
+        return self.need.dynamic and self.plan.quantize.try_dynamic and suits_dynamic(float_model.path)
 
     def _calibration(self, signature: Signature) -> Iterator[Arrays]:
         """The calibration samples as the target's files take them."""

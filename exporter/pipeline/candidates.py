@@ -7,28 +7,34 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.artifacts import Fidelity, QuantScheme, TensorSpec
+from exporter.artifacts import Fidelity, NodeDamage, QuantScheme, TensorSpec
 from exporter.events import Note
 from exporter.pipeline.job import Job
-from exporter.pipeline.judged import Judged, change_of, products_only
+from exporter.pipeline.judged import Judged, products_among
 from exporter.pipeline.linting import lint_text
+from exporter.pipeline.mending import Mending
 from exporter.pipeline.quick_races import QuickRaces
 from exporter.pipeline.ranking import rank_nodes
-from exporter.pipeline.repair import Budget, Repairing, Workshop
+from exporter.pipeline.repair import REMEDIES, Remedy
 from exporter.pipeline.results import FloatModel, Int8Model
 from exporter.plan import TargetPlan
-from exporter.tables import repair_text
 from exporter.target_api import Need, VariantFile
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-FASTER = 0.97
-"""Latency ratio below which a form counts as faster in a short race: nearer to 1, another race could differ."""
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A target's files in the store, each variant with its gated fidelity, and the int8 models behind them."""
+    """A target's files in the store.
+
+    Attributes:
+        folder: where they are.
+        content: digest of what the target's `convert` wrote.
+        judged: each variant with its gated fidelity.
+        models: the int8 models behind them.
+    """
 
     folder: Path
+    content: str
     judged: Sequence[tuple[VariantFile, Fidelity]]
     models: Sequence[Int8Model]
 
@@ -38,7 +44,9 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidates:
-    """Makes the int8 models of one target."""
+    """Makes the int8 models of one target, in ONNX."""
+
+    remedies: tuple[Remedy, ...] = REMEDIES
 
     def __init__(
         self,
@@ -61,6 +69,7 @@ class Candidates:
 
     def settle(self, need: Need) -> Made:
         """The files to publish; one that fails the gate is among them only where repairing did not help."""
+        mending = Mending(emit=self._job.steps.emit, quantize=self._plan.quantize, races=self._races, maker=self)
         models = self._models(need)
         made = self._judge(models, None)
         settled = []
@@ -70,7 +79,8 @@ class Candidates:
                 settled.append(model)
             elif not model.file.scheme.dynamic:
                 judged = Judged(model=model, fidelity=fidelity)
-                settled.append(self._hastened(self._repaired(judged) if fidelity.gate.failures else judged))
+                judged = mending.repaired(judged) if fidelity.gate.failures else judged
+                settled.append(mending.hastened(judged).model)
             elif not fidelity.gate.failures or self._plan.quantize.dynamic:
                 settled.append(model)
             else:  # It was an offer of ours, not the user's wish.
@@ -104,68 +114,27 @@ class Candidates:
 
         return suits_dynamic(self._float_model.path)
 
-    def _hastened(self, judged: Judged) -> Int8Model:
-        """The model, or that in which only products are int8, where this passes the gate and is faster."""
-        model, ops = judged.model, products(judged.model)
-        if judged.fidelity.gate.failures or not self._plan.quantize.try_products or not ops:
-            return model
-        if not self._races.possible(model):
-            return model
-        scheme = msgspec.structs.replace(model.file.scheme, ops=ops)
-        lean = self._quantized(model, scheme)
-        ratio = self._races.ratio(lean, model, f"race {model.file.name} with {products_only(ops)}")
-        if ratio is None or ratio > FASTER:
-            return model
-        candidate = self._judged(model, scheme)
-        kept = not candidate.fidelity.gate.failures
-        repair = msgspec.structs.replace(
-            change_of(products_only(ops), judged, candidate, kept=kept, reason="speed"), latency=ratio
-        )
-        self._job.steps.emit(Note(text=f"{model.file.name}, for speed: {repair_text(repair)}"))
-        chosen = candidate.model if kept else model
-        return msgspec.structs.replace(chosen, repairs=(*model.repairs, repair))
-
-    def _repaired(self, first: Judged) -> Judged:
-        name = first.model.file.name
-        budget = Budget(self._plan.quantize.budget)
-        workshop = Workshop(
-            judge=lambda scheme: self._judged(first.model, scheme),
-            rank=lambda candidate: rank_nodes(self._job, self._inputs, candidate),
-            uneven=_uneven,
-            products=products,
-            make=lambda scheme: self._quantized(first.model, scheme),
-            race=lambda after, before: self._races.ratio(after, before, f"latency cost of repairing {name}"),
-        )
-        repairing = Repairing(first, workshop, budget)
-        repaired = repairing.run()
-        for repair in repaired.model.repairs:
-            self._job.steps.emit(Note(text=f"repair of {name}: {repair_text(repair)}"))
-        if repairing.ended:
-            self._job.steps.emit(Note(text=f"repair of {name}: the budget of {budget.text} ended; the best is kept"))
-        return repaired
-
-    def _quantized(self, model: Int8Model, scheme: QuantScheme) -> Int8Model:
+    def quantized(self, model: Int8Model, scheme: QuantScheme) -> Int8Model:
+        """See `Maker`."""
         return self._job.quantized(self._inputs, self._float_model, model.wanted, scheme, self._samples)
 
-    def _judged(self, model: Int8Model, scheme: QuantScheme) -> Judged:
-        candidate = self._quantized(model, scheme)
+    def judged(self, model: Int8Model, scheme: QuantScheme) -> Judged:
+        """See `Maker`."""
+        candidate = self.quantized(model, scheme)
         fidelity = self._judge([candidate], model.file.name).fidelity(model.file.name)
         assert fidelity is not None, "the target made this variant before"
         return Judged(model=candidate, fidelity=fidelity)
 
+    def rank(self, model: Int8Model) -> Sequence[NodeDamage]:
+        """See `Maker`."""
+        return rank_nodes(self._job, self._inputs, model)
 
-def products(model: Int8Model) -> tuple[str, ...]:
-    """The operators of a static model that multiply by weights; none where nothing else is int8, or a list was given.
+    def uneven(self, model: Int8Model) -> int:
+        """See `Maker`."""
+        from exporter.quantize import uneven_pairs
 
-    Products of two activations, as in attention, count among them.
-    """
-    done = model.file.coverage.quantized_ops
-    if model.file.scheme.ops or not set(done) - set(PRODUCTS):
-        return ()
-    return tuple(op for op in PRODUCTS if op in done)
+        return uneven_pairs(model.prepared) if model.prepared is not None else 0
 
-
-def _uneven(model: Int8Model) -> int:
-    from exporter.quantize import uneven_pairs
-
-    return uneven_pairs(model.prepared) if model.prepared is not None else 0
+    def products(self, model: Int8Model) -> tuple[str, ...]:
+        """See `Maker`; products of two activations, as in attention, count among them."""
+        return products_among(PRODUCTS, model)

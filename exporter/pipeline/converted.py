@@ -9,13 +9,14 @@ from exporter.errors import StageError
 from exporter.target_api import SHARED, VariantFile
 
 
-def check_variants(target: str, made: object, folder: Path) -> None:
+def check_variants(target: str, made: object, folder: Path, *, whole: bool = True) -> None:
     """Checks that variants are told apart, float first, and that their files lie in the folder.
 
     Args:
         target: the target's name, for the message.
         made: what `convert` returned.
         folder: where it was to write.
+        whole: all that the target makes, the float variant first; else one variant again.
 
     Raises:
         StageError: naming every fault.
@@ -24,7 +25,7 @@ def check_variants(target: str, made: object, folder: Path) -> None:
         problems = [f"it returned {made!r}, not a tuple of one VariantFile or more"]
     else:
         problems = [f"there are {count} variants called '{name}'" for name, count in _names(made) if count > 1]
-        if made[0].scheme is not None:
+        if whole and made[0].scheme is not None:
             problems.append(
                 f"the first variant, '{made[0].name}', is quantized; others are compared with a float one"
             )

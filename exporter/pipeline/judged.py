@@ -47,6 +47,19 @@ def products_only(ops: Sequence[str]) -> str:
     return f"only {', '.join(ops)} in int8"
 
 
+def products_among(known: Sequence[str], model: Int8Model) -> tuple[str, ...]:
+    """The operators of a static model that multiply by weights; none where nothing else is int8, or a list was given.
+
+    Args:
+        known: operators that do.
+        model: a static one.
+    """
+    done = model.file.coverage.quantized_ops
+    if model.file.scheme.ops or not set(done) - set(known):
+        return ()
+    return tuple(op for op in known if op in done)
+
+
 def change_of(
     text: str, before: Judged, after: Judged, *, kept: bool, reason: Literal["gate", "speed"] = "gate"
 ) -> Repair:

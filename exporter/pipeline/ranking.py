@@ -54,5 +54,6 @@ def rank_nodes(job: Job, inputs: tuple[TensorSpec, ...], model: Int8Model) -> tu
 
 def ranked_batches(job: Job, inputs: tuple[TensorSpec, ...]) -> Iterator[Arrays]:
     """The first samples that fidelity is judged on."""
-    batch_size = job.data.sections[job.data.judged].batch_size
+    fixed = [spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)]
+    batch_size = fixed[0] if fixed else job.data.sections[job.data.judged].batch_size
     return islice(job.data.judged_batches(inputs), -(-RANKED_SAMPLES // batch_size))

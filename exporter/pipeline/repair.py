@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import msgspec
 
@@ -29,6 +30,10 @@ FEW = 4
 """Nodes that become float by themselves before everything but convolutions and matrix products does."""
 NAMES_SHOWN = 3
 
+Remedy = Literal["equalize", "saturation", "observers", "scales", "few-floats", "products", "floats"]
+REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
+"""All of them, the cheapest first."""
+
 
 class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     """What repairing needs done.
@@ -40,6 +45,7 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
         products: the operators among a model's that multiply by weights, or none where nothing else is int8.
         make: makes the model of a scheme, and no more.
         race: latency of the first model by that of the second, or None where this machine cannot tell.
+        remedies: what may be changed, in this order.
     """
 
     judge: Callable[[QuantScheme], Judged]
@@ -48,6 +54,7 @@ class Workshop(msgspec.Struct, frozen=True, kw_only=True):
     products: Callable[[Int8Model], tuple[str, ...]]
     make: Callable[[QuantScheme], Int8Model]
     race: Callable[[Int8Model, Int8Model], float | None]
+    remedies: tuple[Remedy, ...] = REMEDIES
 
 
 class Budget:
@@ -84,17 +91,17 @@ class Repairing:
 
     def run(self) -> Judged:
         """Tries changes until the gate is met, the budget ends, or nothing is left to try."""
-        phases = (
-            self._equalize,
-            self._saturation,
-            self._observers,
-            self._scales,
-            lambda: self._floats(FEW),
-            self._products,
-            self._floats,
-        )
-        for phase in phases:
-            phase()
+        phases: dict[Remedy, Callable[[], None]] = {
+            "equalize": self._equalize,
+            "saturation": self._saturation,
+            "observers": self._observers,
+            "scales": self._scales,
+            "few-floats": lambda: self._floats(FEW),
+            "products": self._products,
+            "floats": self._floats,
+        }
+        for remedy in self._workshop.remedies:
+            phases[remedy]()
             if self.best.passed or self.ended:
                 break
         self._take_back()

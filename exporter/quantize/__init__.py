@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exporter.quantize.damage import node_damage
     from exporter.quantize.dynamic import quantize_dynamic, suits_dynamic
+    from exporter.quantize.energies import channel_decibels, decibels
     from exporter.quantize.equalize import uneven_pairs
     from exporter.quantize.lints import lint
     from exporter.quantize.prepare import PREPARED, prepare_float
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PREPARED",
     "calibrate",
+    "channel_decibels",
+    "decibels",
     "int8_tolerance",
     "lint",
     "node_damage",
@@ -34,6 +37,8 @@ __all__ = [
 _HOMES = {
     "PREPARED": "prepare",
     "calibrate": "static",
+    "channel_decibels": "energies",
+    "decibels": "energies",
     "int8_tolerance": "tolerance",
     "lint": "lints",
     "node_damage": "damage",

@@ -6,7 +6,6 @@ before it left. Beside it runs the whole int8 model, whose noise at the same pla
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from exporter.artifacts import NodeDamage, NoiseCauses
 from exporter.errors import StageError
+from exporter.quantize.energies import channel_decibels, decibels
 from exporter.quantize.streaming import ACTIVATION_BYTES, MOST_TOGETHER, can_split, parts
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     Inputs = Mapping[str, NDArray[np.generic]]
     Sums = dict[str, NDArray[np.float64]]
 
-BEST_DB = 120.0
-"""Beyond what float32 itself keeps; a channel without noise counts as this."""
 SINGLE_MESSAGE = 1_900_000_000
 """Protobuf ends at 2 GB."""
 
@@ -138,9 +136,9 @@ def _judged(node: Measured, totals: Sums) -> NodeDamage:
         output=first.tensor,
         bits=min(one.bits for one in node.results),
         range=first.range,
-        sqnr_db=_decibels(signal, noise),
+        sqnr_db=decibels(signal, noise),
         channel_db=min(channels, default=None),
-        accumulated_db=_decibels(signal, accumulated),
+        accumulated_db=decibels(signal, accumulated),
         causes=_causes(node, noise, totals),
     )
 
@@ -148,27 +146,14 @@ def _judged(node: Measured, totals: Sums) -> NodeDamage:
 def _channels(one: Compared, totals: Sums) -> float | None:
     """The mean SQNR of channels, or of positions along the last axis where that is lower.
 
-    The energy of a tensor is that of its largest channels: of scores that share a tensor with coordinates it tells
-    nothing. A Concat is as bad as the worst of the tensors that it joins.
+    A Concat is as bad as the worst of the tensors that it joins.
     """
-    means = []
+    means: list[float] = []
     lengths = [float(totals[name][0]) for name in one.lengths]
     for index, (signal, noise) in enumerate(one.energies):
-        grouped = index == 0 and bool(lengths) and not np.isnan(lengths).any()
-        ends = np.cumsum(lengths[:-1], dtype=np.int64) if grouped else np.zeros(0, np.int64)
-        for start, stop in zip([0, *ends], [*ends, len(totals[signal])], strict=True):
-            signals, noises = totals[signal][start:stop], totals[noise][start:stop]
-            alive = signals > 0
-            if alive.sum() > 1 or (grouped and alive.any()):
-                least = signals[alive] * 10 ** (-BEST_DB / 10)
-                means.append(float(np.mean(10 * np.log10(signals[alive] / np.maximum(noises[alive], least)))))
+        grouped = index == 0 and not np.isnan(lengths).any()
+        means += channel_decibels(totals[signal], totals[noise], lengths if grouped else ())
     return min(means, default=None)
-
-
-def _decibels(signal: float, noise: float) -> float | None:
-    if noise == 0 or not math.isfinite(noise) or not math.isfinite(signal):
-        return None
-    return 10 * math.log10(signal / noise) if signal > 0 else -BEST_DB
 
 
 def _causes(node: Measured, noise: float, totals: Sums) -> NoiseCauses | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support import Workplace, refused
 
 import targets.mobile
-from exporter.artifacts import Signature, TensorSpec
+from exporter.artifacts import QuantScheme, Signature, TensorSpec
 from exporter.errors import DataError, StageError
 from exporter.registry import load_target
 from exporter.target_api import ConvertRequest
-from targets import _litert
+from targets import _litert, _mobile_tflite
 
 CALIB = ("--calib", "calib.npz", "--target", "mobile")
 needs_extra = pytest.mark.skipif(
@@ -88,9 +89,9 @@ def test_a_dynamic_axis_beside_the_batch_is_refused(workplace: Workplace) -> Non
     [
         ("quantize.observer=entropy", "observer = 'entropy'"),
         ("quantize.activations=uint8", "activations = 'uint8'"),
-        ("quantize.dynamic=true", "dynamic = True"),
         ("quantize.reduce_range=true", "reduce_range = True"),
-        ('quantize.exclude=["conv"]', "exclude = ('conv',)"),
+        ('quantize.per_tensor=["conv"]', "per_tensor = ('conv',)"),
+        ("quantize.equalize=true", "equalize = True"),
     ],
 )
 def test_what_the_quantizer_cannot_do_is_refused(workplace: Workplace, setting: str, mention: str) -> None:
@@ -144,15 +145,35 @@ def request(tmp_path: Path, batches: list[dict[str, np.ndarray]]) -> ConvertRequ
     )
 
 
+def base(tmp_path: Path) -> _litert.Base:
+    return _litert.Base(float_file=tmp_path / "fp32" / "model.tflite", ranges=tmp_path / "ranges.json")
+
+
 def test_no_calibration_samples_are_refused_before_anything_is_converted(tmp_path: Path) -> None:
     jobs = (_litert.VariantJob(precision="int8", file=str(tmp_path / "out" / "model.tflite")),)
     with pytest.raises(DataError, match="no calibration samples"):
-        _litert.convert(request(tmp_path, []), jobs, ())
+        _litert.convert(request(tmp_path, []), base(tmp_path), jobs, ())
 
 
 @needs_extra
 def test_a_program_that_cannot_be_read_is_a_failed_stage(tmp_path: Path) -> None:
     (tmp_path / "program.pt2").write_bytes(b"no program")
-    jobs = (_litert.VariantJob(precision="float32", file=str(tmp_path / "out" / "model.tflite")),)
     with pytest.raises(StageError, match="cannot be made a"):
-        _litert.convert(request(tmp_path, []), jobs, ())
+        _litert.convert(request(tmp_path, []), base(tmp_path), (), ())
+
+
+@pytest.mark.parametrize(
+    ("variants", "scheme", "offered", "made"),
+    [
+        (("int8",), QuantScheme(activations="int8"), (), ("int8",)),
+        (("float16", "int8"), None, ("dynamic",), ("float16",)),
+        (("int8",), QuantScheme(activations="int8"), ("dynamic",), ("int8", "dynamic-int8")),
+        (("dynamic-int8",), QuantScheme(activations="int8"), ("dynamic",), ("dynamic-int8",)),
+        (("float16", "int8", "int16x8"), QuantScheme(dynamic=True), (), ("float16", "dynamic-int8")),
+    ],
+)
+def test_what_is_made_follows_the_plan_and_what_is_offered(
+    variants: tuple[str, ...], scheme: QuantScheme | None, offered: tuple[str, ...], made: tuple[str, ...]
+) -> None:
+    options = msgspec.convert({"variants": variants}, targets.mobile.MobileOptions)
+    assert _mobile_tflite.precisions(options, scheme, offered=offered) == made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from exporter.artifacts import QuantScheme, Signature, TensorSpec
 from exporter.errors import InputError
 from exporter.registry import load_target
 from exporter.target_api import ConvertRequest, Target, TargetOptions, VariantFile
+from targets._tflite import MOVERS, operators, with_movers
+from targets._tflite_schemes import Left, check_left
 
 Arrays = dict[str, NDArray[Any]]
 pytestmark = pytest.mark.slow
@@ -256,9 +259,62 @@ def test_an_excluded_operator_stays_in_float_and_says_so(camera: Made) -> None:
     assert {(one.op, one.reason) for one in coverage.skipped} == {("MAX_POOL_2D", "excluded by the plan")}
 
 
-def test_an_excluded_operator_that_the_model_lacks_is_an_error(camera: Made) -> None:
-    from targets.mobile import check_excluded
+@pytest.mark.parametrize(
+    ("left", "key", "proposed"),
+    [
+        (Left(types=("FULY_CONNECTED",)), "[targets.mobile] exclude", "FULLY_CONNECTED"),
+        (Left(ops=("CONV2D",)), "[targets.mobile.quantize] ops", "CONV_2D"),
+        (Left(names=("conv_2d_99",)), "[targets.mobile.quantize] exclude", "conv_2d_"),
+    ],
+)
+def test_an_operator_that_the_model_lacks_is_an_error(camera: Made, left: Left, key: str, proposed: str) -> None:
+    with pytest.raises(InputError, match="the model has no operator ") as caught:
+        check_left(camera.folder / camera.variants[0].main, left)
+    assert caught.value.where == key
+    assert f"did you mean '{proposed}" in caught.value.what
+    assert "CONV_2D" in str(caught.value.hint) or "conv_2d_" in str(caught.value.hint)
 
-    with pytest.raises(InputError, match="no operator FULY_CONNECTED") as caught:
-        check_excluded(camera.folder / camera.variants[0].main, ("FULY_CONNECTED",))
-    assert "FULLY_CONNECTED" in str(caught.value.hint)
+
+def samples_of_six() -> list[Arrays]:
+    """What the files take."""
+    named = [{spec.name: values(spec, seed) for spec in (IMAGE, IDS, SERIES)} for seed in range(SAMPLES)]
+    return [one | {"ids": one["ids"].astype(np.int32)} for one in named]
+
+
+@pytest.mark.parametrize("variant", ["int8", "int16x8", "dynamic"])
+def test_noise_is_told_of_every_operator_that_computes_in_integers(variant: str, six: Made) -> None:
+    model = six.folder / six.variant(variant).main
+    found = six.target.damage(six.folder, model, samples_of_six())  # type: ignore[attr-defined]
+    coverage = six.variant(variant).coverage
+    assert coverage is not None
+    kinds = Counter(one.op for one in found)
+    assert kinds == {op: count for op, count in coverage.quantized_ops.items() if op not in MOVERS}
+    assert [one.score for one in found] == sorted(one.score for one in found)
+    assert len({one.node for one in found}) == len(found)
+    assert all(one.bits == (16 if variant == "int16x8" else 8) for one in found)
+    assert np.median([one.score for one in found]) > 25
+
+
+def test_an_operator_in_float_takes_those_that_only_move_its_result_with_it(six: Made, tmp_path: Path) -> None:
+    scheme = six.variant("int8").scheme
+    assert scheme is not None
+    float_file = six.folder / six.variants[0].main
+    first = next(one for one in operators(float_file) if one.kind == "CONV_2D").name
+    only = msgspec.structs.replace(scheme, exclude=(first,))
+    made = six.target.requantize(  # type: ignore[attr-defined]
+        six.folder, six.variant("int8"), only, six.target.options_type(), tmp_path
+    )
+    reasons = {one.node: one.reason for one in made.coverage.skipped}
+    assert reasons[first] == "left in float by name"
+    followers = with_movers(float_file, [first]) - {first}
+    assert followers == {node for node, reason in reasons.items() if reason == "moves what is left in float"}
+    assert made.coverage.quantized == six.variant("int8").coverage.quantized - 1 - len(followers)
+
+
+def test_quantizing_again_as_before_gives_the_same_file(six: Made, tmp_path: Path) -> None:
+    before = six.variant("int8")
+    again = six.target.requantize(  # type: ignore[attr-defined]
+        six.folder, before, before.scheme, six.target.options_type(), tmp_path
+    )
+    assert msgspec.structs.replace(again, offered=False) == before
+    assert (tmp_path / again.main).read_bytes() == (six.folder / before.main).read_bytes()

@@ -1,0 +1,121 @@
+"""Mobile files that plain int8 breaks are repaired to pass the gate; what is offered is judged like the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Workplace, toml_plan
+
+from exporter.registry import load_target
+
+target = load_target("mobile")
+missing = target.missing(target.options_type())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing is not None, reason="the extra `mobile` is missing")]
+MODELS = '''\
+"""A detector whose boxes (up to 600) and scores (up to 1) share a tensor, and a small LSTM."""
+
+import torch
+from torch import nn
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.boxes, self.scores = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            self.boxes.weight.uniform_(20, 60)
+            self.scores.weight.normal_(0, 1 / 8)
+
+    def forward(self, x):
+        seen = torch.relu(self.trunk(x))
+        joined = torch.cat([self.boxes(seen), torch.sigmoid(self.scores(seen))], 1)
+        # What comes after keeps the converter from never joining them.
+        box, score = (torch.relu(joined) * 0.5).split(4, 1)
+        return {"box": box, "score": score}
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(6, 24, batch_first=True), nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
+def detector():
+    torch.manual_seed(0)
+    return Detector()
+
+
+def recurrent():
+    torch.manual_seed(0)
+    return Recurrent()
+'''
+
+
+@pytest.fixture(scope="module")
+def place(shared_place: Workplace) -> Workplace:
+    shared_place.write("model.py", MODELS)
+    draw = np.random.default_rng(1)
+    for name, count in (("calib.npz", 32), ("eval.npz", 64)):
+        shared_place.npz(name, x=draw.normal(size=(count, 3, 8, 8)).astype(np.float32))
+    shared_place.npz("series.npz", x=draw.normal(size=(32, 4, 6)).astype(np.float32))
+    return shared_place
+
+
+def plan(**more: Any) -> str:
+    sections = {
+        "model": {"source": "model.py:detector"},
+        "calibration": {"data": "calib.npz"},
+        "evaluation": {"data": "eval.npz"},
+        "targets.mobile": {},
+    }
+    return toml_plan(sections | more)
+
+
+def test_a_detector_head_is_brought_back_within_the_gate_and_the_bundle_says_how(place: Workplace) -> None:
+    place.write("plan.toml", plan())
+    target, _ = place.built("plan.toml", "--no-profile")
+    int8 = next(variant for variant in target["variants"] if variant["name"] == "int8")
+    assert all(output["sqnr_db"] >= 20 for output in int8["fidelity"]["outputs"])
+    kept = [repair for repair in int8["repairs"] if repair["kept"]]
+    assert kept
+    assert kept[0]["sqnr_db"][0] < 20 <= kept[-1]["sqnr_db"][1]
+    # What was broken is where both are in one tensor; the convolutions before it stay integer.
+    assert int8["coverage"]["quantized_ops"]["CONV_2D"] == 3
+    left = {one["node"] for one in int8["coverage"]["skipped"]}
+    assert set(int8["scheme"]["exclude"]) <= left
+    assert any(name.startswith("concatenation_") for name in int8["scheme"]["exclude"])
+    table = place.run("build", "plan.toml", "--no-profile").out
+    assert "int8 was repaired: " in table
+
+
+def test_without_a_budget_the_gate_decides_and_nothing_is_published(place: Workplace) -> None:
+    place.write("none.toml", plan(quantize={"budget": 0}))
+    result = place.build("none.toml", "--no-profile", "--output", "none")
+    assert result.code == 7
+    assert "SQNR in dB of output 'score' is " in result.err
+    assert not list((place.folder / "none").glob("*-mobile-*"))
+
+
+def test_a_recurrent_network_is_offered_ranges_at_run_time_and_need_not_take_them(place: Workplace) -> None:
+    source = {"model": {"source": "model.py:recurrent"}, "calibration": {"data": "series.npz"}}
+    place.write("series.toml", plan(**source, evaluation={"data": "series.npz"}))
+    target, _ = place.built("series.toml", "--no-profile", "--output", "offered")
+    assert [one["name"] for one in target["variants"]] == ["fp32", "int8", "dynamic"]
+    asked = place.build(
+        "series.toml",
+        "--no-profile",
+        "--output",
+        "strict",
+        "--set",
+        "gate.min_sqnr_db=70",
+        "--set",
+        "quantize.budget=0",
+    )
+    assert asked.code == 7
+    assert "dynamic is left out: " in asked.err
+    assert "  - dynamic: " not in asked.err
