@@ -624,10 +624,35 @@ class Comparison(Value, frozen=True, kw_only=True):
     verdict: Literal["faster", "slower", "no difference"]
 
 
+class RuntimeRatio(Value, frozen=True, kw_only=True):
+    """Latency of a variant on this profile's runtime as a ratio to the same file on another; below 1 is faster.
+
+    Attributes:
+        variant: its name.
+        baseline: the other runtime, which ran in a process of its own before this one, and in another after it.
+        ratio: of the medians.
+        low: lower end of the interval.
+        high: upper end.
+        confidence: with which the interval holds the true ratio.
+        widened_by: factor by which the other runtime's two processes differ, which the interval includes.
+        verdict: a difference is claimed only where the interval excludes 1.
+    """
+
+    variant: str
+    baseline: str
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    widened_by: float
+    verdict: Literal["faster", "slower", "no difference"]
+
+
 class Profile(Value, frozen=True, kw_only=True):
     """profiles/<host>.json: latency of one bundle on one host and one runtime.
 
     `device` is the name of the device that it was measured on: `local` for the machine that the exporter runs on.
+    `across` holds each variant against itself on another runtime, where that was measured too.
     """
 
     schema: Literal[1] = 1
@@ -642,6 +667,7 @@ class Profile(Value, frozen=True, kw_only=True):
     after: HostState
     variants: tuple[VariantProfile, ...]
     comparisons: tuple[Comparison, ...]
+    across: tuple[RuntimeRatio, ...] = ()
     flags: tuple[str, ...]
     self_test: Literal["passed"]
     seal: str = ""

@@ -70,7 +70,8 @@ def build(
                 if not (plan.variants and isinstance(outcome.error, GateError)):
                     failures.append(outcome.error)
             else:
-                show_bundle(console, outcome.path, outcome.manifest, outcome.profile)
+                beside = {one.runtime: one.profile for one in outcome.beside}
+                show_bundle(console, outcome.path, outcome.manifest, outcome.profile, beside)
         if plan.variants:
             show_alternatives(console, plan.name, rows)
         console.document(

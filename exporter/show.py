@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from exporter.artifacts import Alternative, BenchmarkProfile, InstructionProfile, Manifest, NotMeasured, Profile
@@ -10,6 +10,7 @@ from exporter.console import Console
 from exporter.tables import (
     BENCHMARK_COLUMNS,
     PROFILE_COLUMNS,
+    across_text,
     alternative_columns,
     alternative_rows,
     apart_text,
@@ -26,8 +27,22 @@ from exporter.tables import (
 )
 
 
-def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Profile | NotMeasured) -> None:
-    """Fidelity with its gate, latency, the default variant and why."""
+def show_bundle(
+    console: Console,
+    path: Path,
+    manifest: Manifest,
+    measured: Profile | NotMeasured,
+    beside: Mapping[str, Profile | NotMeasured],
+) -> None:
+    """Fidelity with its gate, latency, the default variant and why.
+
+    Args:
+        console: prints.
+        path: the bundle's folder.
+        manifest: of the bundle.
+        measured: on its main runtime.
+        beside: by further runtimes.
+    """
     fidelity = manifest.variants[-1].fidelity
     judged_on = f"{fidelity.samples} {fidelity.data} samples"
     judged = f"{judged_on}, against the model in {fidelity.reference}"
@@ -59,6 +74,12 @@ def show_bundle(console: Console, path: Path, manifest: Manifest, measured: Prof
         if others := [variant for variant in manifest.variants if variant.name not in seen]:
             console.result(f"not run here: {', '.join(f'{one.name}, {apart_text(one)}' for one in others)}")
     console.result(f"default: {manifest.choice.variant}: {manifest.choice.why}")
+    for runtime, found in beside.items():
+        console.result("")
+        if isinstance(found, NotMeasured):
+            console.result(f"latency on {runtime}: not measured, {found.reason}; `{found.command}` measures it")
+        else:
+            show_profile(console, manifest, found)
     console.result(f"bundle: {path}")
     if any(variant.packed_bytes is not None for variant in manifest.variants):
         console.result(f"zstd is what a file takes in a packed bundle: `edge-exporter pack {path}`")
@@ -118,3 +139,5 @@ def show_profile(console: Console, manifest: Manifest, measured: Profile) -> Non
         f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {place}{host.cpu} "
         f"({host.cores} cores)",
     )
+    if (across := across_text(measured)) is not None:
+        console.result(across)

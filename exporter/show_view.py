@@ -11,6 +11,7 @@ from exporter.console import Console
 from exporter.tables import (
     PROFILE_COLUMNS,
     REASONS,
+    across_text,
     fidelity_columns,
     fidelity_rows,
     gate_text,
@@ -126,6 +127,8 @@ def _show_latency(console: Console, view: BundleView) -> None:
         ])  # fmt: skip
         for one in profile.comparisons:
             _say(console, f"{one.variant} against {one.baseline}: {ratio(one)}, {one.verdict}")
+        if (across := across_text(profile)) is not None:
+            _say(console, across)
         for flag in profile.flags:
             _say(console, f"note: {flag}")
     for counted in view.instructions.values():

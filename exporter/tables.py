@@ -190,6 +190,18 @@ def ratio(comparison: Comparison) -> str:
     return f"{comparison.ratio:.3f}x [{comparison.low:.3f}, {comparison.high:.3f}]"
 
 
+def across_text(profile: Profile) -> str | None:
+    """Each variant against itself on another runtime; None where that was not measured."""
+    if not profile.across:
+        return None
+    first = profile.across[0]
+    pairs = ", ".join(f"{one.variant} {one.ratio:.2f}x [{one.low:.2f}, {one.high:.2f}]" for one in profile.across)
+    return (
+        f"{profile.runtime.name} against {first.baseline}, the same files in processes in turn: {pairs}; intervals "
+        f"are widened by the {first.widened_by:.2f}x that {first.baseline} differs by from itself"
+    )
+
+
 def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:
     """One row a variant: load, first run, steady state, memory."""
     rows = []

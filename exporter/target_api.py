@@ -190,12 +190,14 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
         files: runner files, by their name in the bundle.
         runtime: what runs the variants.
         others: what runs those variants that name one of these; `runtime_NAME.py` among `files` knows it.
+        beside: which of `runtime.alternatives` a build measures as well, each in an environment of its own.
         guide: a further part of the bundle's README.md, written from its manifest.
     """
 
     files: Mapping[str, Path]
     runtime: RuntimeNeed
     others: tuple[RuntimeNeed, ...] = ()
+    beside: tuple[str, ...] = ()
     guide: Callable[[Manifest], str] | None = None
 
 

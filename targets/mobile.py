@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
 
 RUNTIME = Path(__file__).parent / "runner" / "tflite_runtime.py"
+OLDER = "tflite-runtime"
 MINIMUM = "2.3"
 TFLITE = ".tflite"
-TFLITE_KEYS = ("variants", "io", "layout", "exclude")
+TFLITE_KEYS = ("variants", "io", "layout", "exclude", "runtimes")
 REFERENCE_RUNTIME = "1.19"
 """The onnxruntime that the ONNX file is made for, which only serves as a check of the model here."""
 
@@ -39,6 +40,8 @@ class MobileOptions(TargetOptions, frozen=True, kw_only=True):
         io: what the files of static variants take and give: real numbers, or the integers themselves.
         layout: of float inputs with four axes.
         exclude: operator types (as `FULLY_CONNECTED`) that static and dynamic variants leave in float.
+        runtimes: what the build measures latency on; `tflite-runtime`, LiteRT's predecessor, in an environment of its
+            own, where one can be made.
     """
 
     format: Literal["tflite", "ort"] = "tflite"
@@ -47,6 +50,7 @@ class MobileOptions(TargetOptions, frozen=True, kw_only=True):
     io: Literal["float", "integer"] = "float"
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     exclude: tuple[str, ...] = ()
+    runtimes: tuple[Literal["litert", "tflite-runtime"], ...] = ("litert",)
 
 
 class MobileTarget:
@@ -129,9 +133,10 @@ class MobileTarget:
                 requirements=(f"{LITERT}>={MINIMUM},<3", "numpy>=1.23,<3"),
                 python="3.10",
                 # Its last release, built against numpy 1.
-                alternatives={"tflite-runtime": ("tflite-runtime==2.14.0", "numpy>=1.23,<2")},
-                newest_python={"tflite-runtime": "3.11"},
+                alternatives={OLDER: ("tflite-runtime==2.14.0", "numpy>=1.23,<2")},
+                newest_python={OLDER: "3.11"},
             ),
+            beside=(OLDER,) if OLDER in wanted.runtimes else (),
             guide=app_guide,
         )
 
@@ -166,6 +171,12 @@ def check_options(options: MobileOptions) -> None:
         plain = MobileOptions()
         idle = [name for name in TFLITE_KEYS if getattr(options, name) != getattr(plain, name)]
         takes = "ORT format holds float and static int8 ONNX for ARM, in the model's own layout and types"
+    if "litert" not in options.runtimes:
+        raise InputError(
+            "litert is what the other runtime is compared with",
+            where="targets.mobile.runtimes",
+            hint='write `runtimes = ["litert", "tflite-runtime"]`',
+        )
     if idle:
         raise InputError(
             f"{', '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing with format = '{options.format}'",

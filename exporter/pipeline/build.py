@@ -115,6 +115,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             for variant in manifest.variants
         ],
         "profile": profile_document(outcome.profile),
+        "beside": {one.runtime: profile_document(one.profile) for one in outcome.beside},
     }
 
 

@@ -53,10 +53,14 @@ FIXED_BATCH = "the files have fixed shapes: the batch is 1"
 
 
 class Drafted(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle in the store: complete and self-tested, but neither measured nor published."""
+    """A bundle in the store: complete and self-tested, but neither measured nor published.
+
+    `beside` are runtimes that it is to be measured on beside its main one.
+    """
 
     folder: Path
     manifest: Manifest
+    beside: tuple[str, ...] = ()
 
 
 class Bundling:
@@ -339,7 +343,7 @@ class Bundling:
             "packed": versions("zstandard") if sparse else None,
         }
         stored = self.steps.stored("bundle", 1, parts, build, label=f"{self.target.name}: bundle and self-test")
-        return Drafted(folder=stored.folder, manifest=read_manifest(stored.folder))
+        return Drafted(folder=stored.folder, manifest=read_manifest(stored.folder), beside=payload.beside)
 
     def _cases(self, inputs: tuple[TensorSpec, ...], checked: DataChecked, data: Path) -> Cases:
         from exporter.pipeline.expected import Cases

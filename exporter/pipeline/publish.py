@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,19 +19,20 @@ from exporter.bundle import (
     PROFILES,
     bundle_name,
     check_bundle,
-    read_profiles,
     sealed_manifest,
     sealed_profile,
     write_atomically,
 )
-from exporter.devices import cpu_features, profile_name, run_bench, steady_seconds
+from exporter.devices import profile_name, run_bench, steady_seconds
 from exporter.disk import DISK_FULL, sync_folder, sync_tree, writing_failed
 from exporter.errors import BundleError, ExporterError, OutputError
 from exporter.events import Note, StepFinished
 from exporter.history import measurement
+from exporter.pipeline.asked import beside_as_asked, measured_as_asked, unmeasured
+from exporter.pipeline.beside import Beside, interpreters, measure_beside
 from exporter.pipeline.bundling import Drafted
 from exporter.pipeline.recording import remember
-from exporter.pipeline.steps import Steps, versions
+from exporter.pipeline.steps import Steps
 from exporter.plan_types import ProfilePlan
 from exporter.store import ENTRY
 
@@ -43,12 +44,21 @@ PARTIAL = re.compile(r"\..+\.json\.[0-9a-f]{32}")
 STALE_SECONDS = 24 * 3600
 
 
+class Measured(NamedTuple):
+    """Profiles of a bundle, or why there are none, and its manifest with the default that they choose."""
+
+    profile: Profile | NotMeasured
+    beside: tuple[Beside, ...]
+    manifest: Manifest
+
+
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle in the output folder, and its profile or why there is none."""
+    """A bundle in the output folder, and its profile or why there is none, also on runtimes beside the main one."""
 
     path: Path
     manifest: Manifest
     profile: Profile | NotMeasured
+    beside: tuple[Beside, ...] = ()
     cached: bool
 
 
@@ -88,10 +98,14 @@ def publish(drafted: Drafted, output: Path, settings: ProfilePlan, steps: Steps)
         with steps.store.exclusive(lock_of(drafted.manifest)):
             _sweep(final)
             found = _intact(final, steps)
-            if found is not None and (ready := _measured_as_asked(final, found, settings)) is not None:
+            why_not = unmeasured(drafted.manifest, final, settings)
+            pythons = {} if why_not is not None else interpreters(drafted.beside, drafted.manifest, steps)
+            if found is not None and (ready := _ready(final, found, settings, why_not, pythons)) is not None:
                 steps.emit(StepFinished(step=label, cached=True, seconds=0.0, detail=str(final)))
                 return ready
-            return _publish(drafted, final, found, settings, steps)
+            return _publish(drafted, final, found, steps, lambda bundle: _profile(
+                bundle, drafted.manifest, final, settings, why_not, pythons, steps
+            ))  # fmt: skip
     except OSError as error:
         raise writing_failed(error, label, output) from error
 
@@ -137,7 +151,24 @@ def _with_choice(bundle: Path, manifest: Manifest, choice: Choice) -> Manifest:
     return chosen
 
 
-def _publish(drafted: Drafted, final: Path, found: Manifest | None, settings: ProfilePlan, steps: Steps) -> Published:
+def _ready(
+    final: Path,
+    manifest: Manifest,
+    settings: ProfilePlan,
+    why_not: NotMeasured | None,
+    pythons: Mapping[str, str | ExporterError],
+) -> Published | None:
+    """The bundle that is published already, when it needs no measuring or was measured as asked."""
+    profile = why_not or measured_as_asked(final, manifest, settings)
+    beside = beside_as_asked(final, manifest, settings, pythons)
+    if profile is None or beside is None:
+        return None
+    return Published(path=final, manifest=manifest, profile=profile, beside=beside, cached=True)
+
+
+def _publish(
+    drafted: Drafted, final: Path, found: Manifest | None, steps: Steps, measure: Callable[[Path], Measured]
+) -> Published:
     staging = final.parent / f".{final.name}-{uuid.uuid4().hex[:12]}"
     bundle = staging / final.name
     try:
@@ -146,7 +177,7 @@ def _publish(drafted: Drafted, final: Path, found: Manifest | None, settings: Pr
         if found is not None and (final / PROFILES).is_dir():
             # Measured elsewhere, or with other settings: facts that a new measurement here does not undo.
             _copy(final / PROFILES, bundle / PROFILES)
-        profile, manifest = _profile(bundle, drafted.manifest, final, settings, steps)
+        measured = measure(bundle)
         check_bundle(bundle)
         sync_tree(bundle)
         _put(bundle, final, staging / "replaced")
@@ -155,8 +186,10 @@ def _publish(drafted: Drafted, final: Path, found: Manifest | None, settings: Pr
         raise writing_failed(error, f"{drafted.manifest.target}: publish", final.parent) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    steps.emit(StepFinished(step=f"{manifest.target}: publish", cached=False, seconds=0.0, detail=str(final)))
-    return Published(path=final, manifest=manifest, profile=profile, cached=False)
+    label = f"{drafted.manifest.target}: publish"
+    steps.emit(StepFinished(step=label, cached=False, seconds=0.0, detail=str(final)))
+    profile, beside, manifest = measured
+    return Published(path=final, manifest=manifest, profile=profile, beside=beside, cached=False)
 
 
 def _copy(source: Path, destination: Path) -> None:
@@ -213,43 +246,55 @@ def clear_partial(bundle: Path) -> None:
 
 
 def _profile(
-    bundle: Path, manifest: Manifest, final: Path, settings: ProfilePlan, steps: Steps
-) -> tuple[Profile | NotMeasured, Manifest]:
-    if (unmeasured := _unmeasured(manifest, final, settings)) is not None:
-        return unmeasured, manifest
-    command = f"edge-exporter profile {final} --set-default"
+    bundle: Path,
+    manifest: Manifest,
+    final: Path,
+    settings: ProfilePlan,
+    why_not: NotMeasured | None,
+    pythons: Mapping[str, str | ExporterError],
+    steps: Steps,
+) -> Measured:
+    if why_not is not None:
+        return Measured(why_not, (), manifest)
     try:
-        profile = _measure(bundle, manifest, settings, steps)
+        with steps.measuring(f"{manifest.target}: measure latency", steady_seconds(settings)):
+            profile = run_bench(bundle, settings, len(manifest.variants))
+        _tell(profile, manifest, bundle, steps)
     except BundleError:
         raise
     except ExporterError as error:
         steps.emit(Note(text=f"no profile: {error.what} ({error.why})"))
-        return NotMeasured(reason=error.what, command=command), manifest
-    name = profile_name(profile)
-    write_atomically(bundle / PROFILES / name, canonical(profile))
-    remember(steps, measurement(manifest, profile))
-    return profile, _with_choice(bundle, manifest, choose(manifest, profile, name))
+        command = f"edge-exporter profile {final} --set-default"
+        return Measured(NotMeasured(reason=error.what, command=command), (), manifest)
+    beside = measure_beside(bundle, manifest, profile, pythons, settings, steps, final)
+    for one in beside:
+        if isinstance(one.profile, Profile):
+            _tell(one.profile, manifest, bundle, steps)
+            _keep(bundle, manifest, one.profile, steps)
+    name = _keep(bundle, manifest, profile, steps)
+    chosen = _with_choice(bundle, manifest, choose(manifest, profile, name))
+    return Measured(sealed_profile(profile), beside, chosen)
 
 
-def _unmeasured(manifest: Manifest, final: Path, settings: ProfilePlan) -> NotMeasured | None:
-    """Why the build does not measure a bundle, or None when it does."""
-    made_for, here = manifest.runtime.machine, platform.machine()
-    if made_for not in (None, here):
-        reason = f"this machine is {here}, and the bundle is made for {made_for}"
-        return NotMeasured(reason=reason, command=f"edge-exporter profile {final} --device NAME --set-default")
-    if not settings.enabled:
-        return NotMeasured(reason="profiling is turned off", command=f"edge-exporter profile {final} --set-default")
-    return None
+def _tell(profile: Profile, manifest: Manifest, bundle: Path, steps: Steps) -> None:
+    """What was noticed while measuring.
 
-
-def _measure(bundle: Path, manifest: Manifest, settings: ProfilePlan, steps: Steps) -> Profile:
-    with steps.measuring(f"{manifest.target}: measure latency", steady_seconds(settings)):
-        profile = run_bench(bundle, settings, len(manifest.variants))
+    Raises:
+        BundleError: it is of another bundle.
+    """
     if profile.bundle_digest != manifest.digest:
         raise BundleError("the benchmark reports another bundle's digest", where=str(bundle))
+    where = "" if profile.runtime.name == manifest.runtime.name else f" on {profile.runtime.name}"
     for flag in profile.flags:
-        steps.emit(Note(text=f"latency: {flag}"))
-    return sealed_profile(profile)
+        steps.emit(Note(text=f"latency{where}: {flag}"))
+
+
+def _keep(bundle: Path, manifest: Manifest, profile: Profile, steps: Steps) -> str:
+    """Writes a profile into the bundle; gives its file name."""
+    name = profile_name(profile)
+    write_atomically(bundle / PROFILES / name, canonical(sealed_profile(profile)))
+    remember(steps, measurement(manifest, profile))
+    return name
 
 
 def _intact(final: Path, steps: Steps) -> Manifest | None:
@@ -260,32 +305,3 @@ def _intact(final: Path, steps: Steps) -> Manifest | None:
     except BundleError as error:
         steps.emit(Note(text=f"{final} is damaged and is made again: {error.what}"))
         return None
-
-
-def _measured_as_asked(final: Path, manifest: Manifest, settings: ProfilePlan) -> Published | None:
-    """The published bundle, when it has a profile of this host, runtime version and settings."""
-    if (unmeasured := _unmeasured(manifest, final, settings)) is not None:
-        return Published(path=final, manifest=manifest, profile=unmeasured, cached=True)
-    wanted = _asked(settings)
-    for name, profile in read_profiles(final, manifest).items():
-        here = profile.device == "local" and profile.provenance == "native"
-        same_host = here and set(profile.host.features) <= set(cpu_features())
-        same_runtime = versions(profile.runtime.name) == {profile.runtime.name: profile.runtime.version}
-        if same_host and same_runtime and wanted == _used(profile) and manifest.choice.profile == name:
-            return Published(path=final, manifest=manifest, profile=profile, cached=True)
-    return None
-
-
-def _asked(settings: ProfilePlan) -> Sequence[object]:
-    return (
-        settings.threads, tuple(sorted(set(settings.affinity))), settings.min_samples, settings.min_seconds,
-        settings.max_seconds, settings.ci_width, settings.warmup_seconds, settings.seed,
-    )  # fmt: skip
-
-
-def _used(profile: Profile) -> Sequence[object]:
-    used = profile.settings
-    return (
-        used.threads, used.affinity or (), used.min_samples, used.min_seconds, used.max_seconds,
-        used.ci_width, used.warmup_seconds, used.seed,
-    )  # fmt: skip

@@ -7,6 +7,7 @@ from exporter.report.page import Block, Distribution, Figure, Lines, Section, Se
 from exporter.report.tradeoffs import place_of
 from exporter.tables import (
     BENCHMARK_COLUMNS,
+    across_text,
     benchmark_rows,
     instruction_kinds,
     instruction_rows,
@@ -21,7 +22,11 @@ COLUMNS = ("variant", "runs", "load ms", "first ms", "median ms", "interval of 9
 
 def latency_sections(view: BundleView) -> list[Section]:
     """Sections about latency; one that says how to measure where nothing was."""
-    sections = [Section(title=f"Latency, {place_of(one)}", blocks=_profile(one)) for one in view.profiles.values()]
+    several = len({one.runtime.name for one in view.profiles.values()}) > 1
+    sections = [
+        Section(title=f"Latency{f' on {one.runtime.name}' if several else ''}, {place_of(one)}", blocks=_profile(one))
+        for one in view.profiles.values()
+    ]
     if not sections:
         text = f"not measured; `edge-exporter profile {view.path}` measures it"
         sections = [Section(title="Latency", blocks=(Lines(items=(text,)),))]
@@ -68,7 +73,9 @@ def _profile(profile: Profile) -> tuple[Block, ...]:
         alt=f"distribution of latency of {', '.join(one.label for one in series)}; the table has the percentiles",
         plot=Distribution(series=series),
     )
-    flags = (Lines(items=profile.flags),) if profile.flags else ()
+    across = across_text(profile)
+    told = (*((across,) if across else ()), *profile.flags)
+    flags = (Lines(items=told),) if told else ()
     state = Table(
         caption="The host, before and after",
         columns=("", "before", "after"),

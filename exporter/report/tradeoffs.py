@@ -48,6 +48,7 @@ def tradeoff_sections(views: Sequence[BundleView]) -> list[Section]:
             for one in profile.variants:
                 if (quality := _quality(view, one.variant)) is not None:
                     label = f"{view.path.name}: {one.variant}" if several else one.variant
+                    label += _elsewhere(view, profile)
                     size = view.manifest.size_of(view.variant(one.variant))
                     candidates.append(Candidate(label, one.summary.median / 1e6, size, quality))
         if len({_quality_name(view) for view, _ in measured}) == 1 and candidates:
@@ -64,6 +65,12 @@ def place_of(profile: Profile) -> str:
     device = "" if profile.device == "local" else f"{profile.device}: "
     pinned = f", on CPUs {profile.settings.affinity}" if profile.settings.affinity else ""
     return f"{profile.provenance} on {device}{profile.host.cpu}, {profile.host.cores} cores, {threads}{pinned}"
+
+
+def _elsewhere(view: BundleView, profile: Profile) -> str:
+    """What tells a file on another runtime from the same one on the bundle's main runtime."""
+    name, own = profile.runtime.name, view.manifest.runtime.alternatives
+    return f" on {name}" if name in own else ""
 
 
 def _section(place: str, candidates: Sequence[Candidate], quality: str) -> Section:

@@ -106,6 +106,12 @@ def test_a_misspelt_variant_is_refused(workplace: Workplace) -> None:
 
 
 @needs_extra
+def test_litert_stays_what_the_other_runtime_is_compared_with(workplace: Workplace) -> None:
+    only = 'targets.mobile.runtimes=["tflite-runtime"]'
+    refused(workplace.run("build", "model.py:make", *CALIB, "--set", only), 3, "litert is what the other runtime")
+
+
+@needs_extra
 def test_a_crash_of_the_converter_is_one_message_and_finished_work_is_kept(
     workplace: Workplace, crashing: None
 ) -> None:
