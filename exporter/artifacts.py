@@ -599,10 +599,28 @@ class LatencySummary(Value, frozen=True, kw_only=True):
     percentiles: dict[str, int]
 
 
+class Delegation(Value, frozen=True, kw_only=True):
+    """What a delegate inside a runtime computes of a file; the runtime's own kernels do the rest.
+
+    Attributes:
+        delegate: its name.
+        operators: how many it computes; None where the runtime does not tell.
+        of: how many there are in the main graph; None likewise.
+    """
+
+    delegate: str
+    operators: int | None
+    of: int | None
+
+
 class VariantProfile(Value, frozen=True, kw_only=True):
-    """Measurements of one variant; load, first run and peak memory come from a process of its own."""
+    """Measurements of one variant; load, first run and peak memory come from a process of its own.
+
+    `delegation` is None where the runtime has no delegates.
+    """
 
     variant: str
+    delegation: Delegation | None = None
     load_ns: int
     first_ns: int
     peak_rss_bytes: int | None
@@ -711,9 +729,11 @@ class VariantInstructions(Value, frozen=True, kw_only=True):
         max_abs_error: largest absolute difference from the expected outputs; None where none is finite.
         max_quanta: the same in int8 steps.
         exact_share: share of output values that are equal to the expected ones.
+        delegation: as in a profile.
     """
 
     variant: str
+    delegation: Delegation | None = None
     guest_instructions: dict[str, int]
     cases: int
     max_abs_error: float | None

@@ -15,6 +15,7 @@ from exporter.tables import (
     alternative_rows,
     apart_text,
     benchmark_rows,
+    delegation_text,
     fidelity_columns,
     fidelity_rows,
     gate_text,
@@ -108,6 +109,8 @@ def show_instructions(console: Console, counted: InstructionProfile) -> None:
         title=f"guest instructions of one inference: {counted.runtime.name} {counted.runtime.version}, 1 thread, "
         f"batch {counted.batch}, emulated on {counted.cpu} ({counted.device})",
     )
+    if (delegation := delegation_text(counted.variants)) is not None:
+        console.result(delegation)
     for reason in counted.skipped:
         console.result(f"not run there: {reason}")
     console.result(
@@ -139,5 +142,7 @@ def show_profile(console: Console, manifest: Manifest, measured: Profile) -> Non
         f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {place}{host.cpu} "
         f"({host.cores} cores)",
     )
+    if (delegation := delegation_text(measured.variants)) is not None:
+        console.result(delegation)
     if (across := across_text(measured)) is not None:
         console.result(across)

@@ -12,6 +12,7 @@ from exporter.tables import (
     PROFILE_COLUMNS,
     REASONS,
     across_text,
+    delegation_text,
     fidelity_columns,
     fidelity_rows,
     gate_text,
@@ -127,6 +128,8 @@ def _show_latency(console: Console, view: BundleView) -> None:
         ])  # fmt: skip
         for one in profile.comparisons:
             _say(console, f"{one.variant} against {one.baseline}: {ratio(one)}, {one.verdict}")
+        if (delegation := delegation_text(profile.variants)) is not None:
+            _say(console, delegation)
         if (across := across_text(profile)) is not None:
             _say(console, across)
         for flag in profile.flags:

@@ -20,6 +20,7 @@ from exporter.artifacts import (
     Profile,
     Repair,
     Variant,
+    VariantInstructions,
     VariantProfile,
 )
 
@@ -188,6 +189,17 @@ def percent(share: float | None) -> str:
 def ratio(comparison: Comparison) -> str:
     """A ratio with its interval."""
     return f"{comparison.ratio:.3f}x [{comparison.low:.3f}, {comparison.high:.3f}]"
+
+
+def delegation_text(variants: Sequence[VariantProfile | VariantInstructions]) -> str | None:
+    """How much of each file a delegate computes; None where the runtime has none."""
+    found = [(one.variant, one.delegation) for one in variants if one.delegation is not None]
+    if not found:
+        return None
+    shares = ", ".join(
+        f"{name} unknown" if one.of is None else f"{name} {one.operators}/{one.of}" for name, one in found
+    )
+    return f"operators that {found[0][1].delegate} computes: {shares}"
 
 
 def across_text(profile: Profile) -> str | None:

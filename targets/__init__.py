@@ -20,7 +20,9 @@ def runner_files(runtime: Path) -> dict[str, Path]:
             - `provider()`: what executes the model inside the runtime,
             - `open_session(model_path, threads, affinity)`: a session with `run(feed)`, from arrays by input name
               to arrays by output name, and with `inputs()` and `outputs()`, lists of (name, dtype, shape) with a
-              text for a dynamic axis; raises `RuntimeMissing`, or the runtime's own errors,
+              text for a dynamic axis; raises `RuntimeMissing`, or the runtime's own errors; where a delegate may
+              compute some operators, a session also has `delegation()`: its name as `delegate`, the number of
+              `operators` that it computes, and `of` how many,
             - `RuntimeMissing`: an exception with `command`, the command that brings the runtime.
 
     Returns:

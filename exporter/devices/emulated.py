@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from exporter.artifacts import (
+    Delegation,
     DeviceFacts,
     InstructionProfile,
     Manifest,
@@ -134,6 +135,7 @@ class EmulatedDevice:
                     max_abs_error=tested[variant.name]["max_abs_error"],
                     max_quanta=tested[variant.name]["max_quanta"],
                     exact_share=tested[variant.name]["exact_share"],
+                    delegation=msgspec.convert(tested[variant.name].get("delegation"), Delegation | None),
                 )
                 for variant in here
             ),

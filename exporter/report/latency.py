@@ -9,6 +9,7 @@ from exporter.tables import (
     BENCHMARK_COLUMNS,
     across_text,
     benchmark_rows,
+    delegation_text,
     instruction_kinds,
     instruction_rows,
     milliseconds,
@@ -73,8 +74,8 @@ def _profile(profile: Profile) -> tuple[Block, ...]:
         alt=f"distribution of latency of {', '.join(one.label for one in series)}; the table has the percentiles",
         plot=Distribution(series=series),
     )
-    across = across_text(profile)
-    told = (*((across,) if across else ()), *profile.flags)
+    facts = (delegation_text(profile.variants), across_text(profile))
+    told = (*(fact for fact in facts if fact is not None), *profile.flags)
     flags = (Lines(items=told),) if told else ()
     state = Table(
         caption="The host, before and after",

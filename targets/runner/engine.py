@@ -82,6 +82,11 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None, wanted
     return Engine(numpy, runtime, threads, affinity, others)
 
 
+def delegation_of(session: Any) -> dict[str, Any] | None:
+    """What a delegate inside the runtime computes; None where the runtime has none."""
+    return session.delegation() if hasattr(session, "delegation") else None
+
+
 def _module(name: str) -> Any:
     try:
         return import_module(f"{__name__.rpartition('.')[0]}.{name}")

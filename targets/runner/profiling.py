@@ -8,7 +8,7 @@ from typing import Any
 
 from .bench import Settings, flags, measure
 from .bundle import Bundle
-from .engine import Engine
+from .engine import Engine, delegation_of
 from .faults import say
 from .feeds import Samples
 from .footprint import footprint_apart
@@ -33,7 +33,8 @@ def profile(
     feeds = [samples.inputs(case) for case in cases]
     settings = settings._replace(batch=batch)
     apart = {name: footprint_apart(name, settings.threads, runtime) for name in names}
-    runs = {name: engine.open(bundle, name).run for name in names}
+    sessions = {name: engine.open(bundle, name) for name in names}
+    runs = {name: session.run for name, session in sessions.items()}
     say(f"measuring {', '.join(names)}: at most {settings.max_seconds:g} s, batch {batch}, "
         f"{settings.threads} thread(s)")  # fmt: skip
     steady = measure(runs, feeds, settings)
@@ -53,6 +54,7 @@ def profile(
             {
                 "variant": name,
                 **apart[name],
+                "delegation": delegation_of(sessions[name]),
                 "warmup_runs": steady.warmup_runs,
                 "samples_ns": series[name],
                 "summary": summarize(series[name]),
@@ -89,6 +91,11 @@ def profile_lines(profile: dict[str, Any], name: str) -> list[str]:
         cells += [_ms(entry["load_ns"]), _ms(entry["first_ns"]), f"{peak / 1e6:.0f}" if peak else "-"]
         lines.append(_row(cells))
     lines.append("")
+    for entry in profile["variants"]:
+        found = entry["delegation"]
+        if found is not None:
+            share = "an unknown share" if found["of"] is None else f"{found['operators']} of {found['of']}"
+            lines.append(f"{found['delegate']} computes {share} of the operators of {entry['variant']}")
     for found in profile["comparisons"]:
         verb = {"faster": "is faster than", "slower": "is slower than"}
         what = verb.get(found["verdict"], "does not measurably differ from")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .bundle import Bundle
 from .choice import reasons_to_fail
-from .engine import Engine
+from .engine import Engine, delegation_of
 from .faults import MISSING, Fault, brief
 from .feeds import Samples
 from .host import cpu_features, host_facts
@@ -86,11 +86,11 @@ def test_variant(engine: Engine, bundle: Bundle, name: str) -> dict[str, Any]:
     problems: list[str] = []
     matches: list[Match] = []
     specs: dict[str, list[dict[str, Any]]] = {"inputs": [], "outputs": []}
-    cases = 0
+    cases, delegation = 0, None
     try:
         samples, session = Samples(engine.numpy, bundle), engine.open(bundle, name)
         specs = {"inputs": _specs(session.inputs()), "outputs": _specs(session.outputs())}
-        cases = samples.count
+        cases, delegation = samples.count, delegation_of(session)
     except Fault as fault:
         if fault.code == MISSING:
             raise
@@ -121,6 +121,7 @@ def test_variant(engine: Engine, bundle: Bundle, name: str) -> dict[str, Any]:
         "max_quanta": max((match.quanta for match in matches if match.quanta is not None), default=None),
         "exact_share": sum(match.exact for match in matches) / total if total else None,
         "problems": problems,
+        "delegation": delegation,
         **specs,
     }
 

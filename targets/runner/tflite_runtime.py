@@ -27,6 +27,8 @@ PROBE = base64.b64decode(
 A runtime that can be imported may still be unable to open any model: tflite-runtime beside numpy 2 is.
 """
 DELEGATE = "XNNPACK"
+DELEGATED = "DELEGATE"
+"""What a runtime calls a node that stands for the operators which a delegate has taken; those stay in the list."""
 INTEGERS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 
 NAME: str
@@ -102,6 +104,16 @@ class Session:
         """(name, dtype, shape) of each output, as `inputs` does."""
         return [_spec(name, detail) for name, detail in self._outputs]
 
+    def delegation(self) -> dict[str, Any]:
+        """How many of the file's operators the delegate computes; None where the runtime does not tell."""
+        try:
+            nodes = self._interpreter._get_ops_details()
+        except AttributeError:
+            return {"delegate": DELEGATE, "operators": None, "of": None}
+        operators = [node for node in nodes if node["op_name"] != DELEGATED]
+        taken = _taken(operators, [node for node in nodes if node["op_name"] == DELEGATED])
+        return {"delegate": DELEGATE, "operators": len(taken), "of": len(operators)}
+
 
 def open_session(model_path: str, threads: int, affinity: Sequence[int] | None = None) -> Session:
     """Opens a model for inference on the CPU.
@@ -117,6 +129,21 @@ def open_session(model_path: str, threads: int, affinity: Sequence[int] | None =
     interpreter = _library().module.Interpreter(model_path=model_path, num_threads=threads)
     interpreter.allocate_tensors()
     return Session(interpreter)
+
+
+def _taken(operators: Sequence[Any], delegates: Sequence[Any]) -> set[int]:
+    """Indices of the operators whose results a delegate computes: all between its inputs and its outputs."""
+    makers = {int(tensor): number for number, node in enumerate(operators) for tensor in node["outputs"]}
+    taken: set[int] = set()
+    for delegate in delegates:
+        edge = {int(tensor) for tensor in delegate["inputs"]}
+        left = [int(tensor) for tensor in delegate["outputs"]]
+        while left:
+            maker = makers.get(left.pop())
+            if maker is not None and maker not in taken:
+                taken.add(maker)
+                left += [int(tensor) for tensor in operators[maker]["inputs"] if int(tensor) not in edge]
+    return taken
 
 
 def _in_order(named: Mapping[str, Any], ordered: Sequence[Any]) -> list[tuple[str, Any]]:

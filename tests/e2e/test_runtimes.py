@@ -119,6 +119,19 @@ class TestPhones:
         assert other["runtime"]["numpy"].startswith("1.")
         assert [one["baseline"] for one in other["across"]] == ["ai-edge-litert"] * 2
 
+    def test_each_runtime_tells_how_much_of_each_file_its_delegate_computes(self, phone: list[Result]) -> None:
+        (target,) = phone[2].document["targets"]
+        here, there = (
+            {one["variant"]: one["delegation"] for one in profile["variants"]}
+            for profile in (target["profile"], target["beside"]["tflite-runtime"])
+        )
+        assert {one["delegate"] for one in (*here.values(), *there.values())} == {"XNNPACK"}
+        assert all(one["operators"] == one["of"] > 3 for one in here.values())
+        # Its XNNPACK is years older, and leaves what the newer quantizer writes to the runtime's own kernels.
+        assert there["fp32"]["operators"] == there["fp32"]["of"] == here["fp32"]["of"]
+        assert there["int8"]["operators"] < there["int8"]["of"] == here["int8"]["of"]
+        assert "operators that XNNPACK computes: fp32 " in phone[1].out
+
     def test_the_older_one_alone_is_measured_in_the_environment_that_is_there(
         self, phone: list[Result], place: Workplace
     ) -> None:
