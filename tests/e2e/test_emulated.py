@@ -29,8 +29,12 @@ from exporter.devices.arm64 import TOOLS, check_tools, pinned
 from exporter.errors import BundleError, MissingError
 from exporter.pipeline.publish import set_default
 from exporter.quantize import quantize_static
+from exporter.registry import load_target
 from exporter.store import Store
+from exporter.target_api import Target
 
+MOBILE: Target = load_target("mobile")
+NO_MOBILE = MOBILE.missing(MOBILE.options_type())
 MISSING = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
 emulates = [
     pytest.mark.slow,
@@ -197,6 +201,37 @@ class TestOnADevice:
         assert counts["fp32"]["fma"] == MACS // 4
         assert counts["int8"]["fma"] == 0
         assert counts["int8"]["dot"] == MACS // 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(MISSING) and "CI" not in os.environ, reason=f"apt-get install {' '.join(MISSING)}")
+@pytest.mark.skipif(NO_MOBILE is not None, reason="the extra `mobile` is missing")
+def test_files_for_phones_compute_as_arm_code_on_litert_what_they_do_here(shared_place: Workplace) -> None:
+    shared_place.factory()
+    shared_place.quadrants()
+    flags = ("--calib", "calib.npz", "--target", "mobile", "--no-profile", "--output", "phone")
+    _, bundle = shared_place.built("model.py:make", *flags)
+    result = shared_place.run("profile", bundle, "--device", "emulated:pi5", "--json")
+    assert result.code == 0, result.err
+    counted = msgspec.convert(result.document["instructions"], InstructionProfile)
+    assert [*read_instruction_profiles(bundle, check_bundle(bundle)).values()] == [counted]
+    assert (counted.provenance, counted.runtime.name) == ("emulated", "ai-edge-litert")
+    assert [one.variant for one in counted.variants] == ["fp32", "int8"]
+    float32, int8 = counted.variants
+    assert float32.max_abs_error is not None
+    assert float32.max_abs_error < 1e-5
+    assert int8.max_quanta is not None
+    assert int8.max_quanta <= 1.01
+    assert int8.exact_share is not None
+    assert int8.exact_share > 0.9
+    # XNNPACK's kernels, with dot products for int8.
+    assert float32.guest_instructions["fma"] > 0 == float32.guest_instructions["dot"]
+    assert int8.guest_instructions["dot"] > 0
+    for one in counted.variants:
+        assert one.delegation is not None
+        assert one.delegation.operators is not None
+        assert one.delegation.operators > 3
 
 
 def write_product(folder: Path) -> None:
