@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import msgspec
 
 from exporter.errors import ExporterError
-from exporter.events import Event, Note, Quiet, StepFailed, StepFinished, StepProgress, StepStarted
+from exporter.events import Event, Note, Quiet, StepFailed, StepFinished, StepProgress, StepStage, StepStarted
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -126,6 +126,8 @@ class Console:
             self._tasks[event.step] = self._progress().add_task(event.step, total=event.total)
         elif isinstance(event, StepProgress) and event.step in self._tasks:
             self._progress().update(self._tasks[event.step], completed=event.done)
+        elif isinstance(event, StepStage) and event.step in self._tasks:
+            self._progress().update(self._tasks[event.step], description=f"{event.step}: {event.stage}")
         elif isinstance(event, Quiet):
             self._stop_live()
             self._write_err(_plain(event)[0])
@@ -175,6 +177,8 @@ def _plain(event: Event) -> list[str]:
         return [f"{event.step}: {took}" + (f" ({event.detail})" if event.detail else "")]
     if isinstance(event, StepFailed):
         return [f"{event.step}: failed"]
+    if isinstance(event, StepStage):
+        return [f"{event.step}: {event.stage} ..."]
     if isinstance(event, Note):
         return [f"note: {event.text}"]
     if isinstance(event, Quiet):

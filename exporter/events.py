@@ -25,6 +25,13 @@ class StepProgress(Event, frozen=True, kw_only=True):
     done: int
 
 
+class StepStage(Event, frozen=True, kw_only=True):
+    """What a step does now, where that takes long and its units cannot be counted."""
+
+    step: str
+    stage: str
+
+
 class StepFinished(Event, frozen=True, kw_only=True):
     """A step ended well; `cached` when its result was there already, and `key` its name in the store."""
 

@@ -158,6 +158,10 @@ def made_for(requires: Sequence[str], features: Collection[str]) -> bool:
     return all(any(one in features for one in need.split("|")) for need in requires)
 
 
+def unheard(stage: str) -> None:
+    """Tells nobody."""
+
+
 class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Artifacts made for a target.
 
@@ -172,6 +176,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
             taken at run time.
         calibration: one pass over the calibration data in batches, arrays by input name as the files take them;
             None where nothing is to be quantized.
+        tell: is told in a few words what begins, where converting takes long.
     """
 
     float_model: Path
@@ -181,6 +186,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     quantize: QuantScheme | None = None
     offered: tuple[str, ...] = ()
     calibration: Callable[[], Iterator[Arrays]] | None = None
+    tell: Callable[[str], None] = unheard
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,14 +14,17 @@ import msgspec
 
 from exporter.artifacts import canonical
 from exporter.errors import DataError, StageError, shorten
-from exporter.target_api import ConvertRequest
+from exporter.target_api import ConvertRequest, unheard
 from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob
+from targets._processes import run_telling
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
 
 MODULE = "targets._litert_worker"
 SECONDS = 4 * 3600
+STAGES = {"convert": "write the float .tflite"}
+"""What the user reads of a stage, where that is not its name."""
 
 
 class Base(NamedTuple):
@@ -76,6 +78,7 @@ def convert(
                 observer="moving-average" if request.quantize and request.quantize.observer != "minmax" else "minmax",
                 variants=variants,
             ),
+            request.tell,
         )
 
 
@@ -121,33 +124,30 @@ def _samples(request: ConvertRequest) -> Iterator[Arrays]:
     return request.calibration() if request.calibration is not None else iter(())
 
 
-def _run(folder: Path, job: ConversionJob) -> None:
+def _run(folder: Path, job: ConversionJob, tell: Callable[[str], None] = unheard) -> None:
     for file in (job.float_file, *(variant.file for variant in job.variants)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_bytes(canonical(job))
     environment = {**os.environ, "LITERT_TORCH_SHOW_PROGRESS": "n", "PYTHONHASHSEED": "0"}
+
+    def said(stage: str) -> None:
+        tell(STAGES.get(stage, stage))
+
+    command = [sys.executable, "-P", "-m", MODULE, str(folder / "job.json")]
     try:
-        # Its output is this process's: the run log, while a step runs.
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", MODULE, str(folder / "job.json")],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
+        code = run_telling(command, folder=folder, environment=environment, seconds=SECONDS, tell=said)
+    except TimeoutError as error:
         raise StageError(f"the converter did not end within {SECONDS // 3600} hours") from error
-    if done.returncode == 0:
+    if code == 0:
         return
     failed = folder / FAILED
     if failed.is_file():
         raise _meaning(msgspec.json.decode(failed.read_bytes(), type=Failure))
-    ending = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
     raise StageError(
         f"the converter's process ended with {ending}",
         where="converter (litert-torch, ai-edge-quantizer)",
-        why="killed, perhaps for want of memory" if done.returncode == -9 else "it crashed and left no message",
+        why="killed, perhaps for want of memory" if code == -9 else "it crashed and left no message",
         hint="the end of its output is in the run log (`-v` shows it); finished steps are kept for the next build",
     )
 
@@ -161,6 +161,14 @@ def _meaning(failure: Failure) -> StageError:
             where="convert (litert-torch)",
             why=shorten(failure.message),
             hint="replace it in the model, or leave the target out: `--target cpu` builds the ONNX bundle",
+        )
+    unseen = re.search(r"quantization parameters for tensor: (.+?)\.? Error: ", failure.message)
+    if unseen is not None:
+        return StageError(
+            f"calibration saw nothing of the tensor '{unseen[1]}'",
+            where=f"{failure.stage} (ai-edge-quantizer)",
+            why=shorten(failure.message),
+            hint="leave operators of its type in float with `[targets.mobile] exclude`",
         )
     where = {"convert": "convert to .tflite (litert-torch)"}.get(
         failure.stage, f"{failure.stage} (ai-edge-quantizer)"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ class Samples:
 
 
 @contextmanager
-def stage(folder: Path, what: str) -> Iterator[None]:
-    """Leaves a library's exception as a file for the parent, and the traceback on stderr for the log."""
+def stage(folder: Path, telling: int, what: str) -> Iterator[None]:
+    """Tells the parent what begins, and leaves it a library's exception as a file; the traceback is for the log."""
+    os.write(telling, f"{what}\n".encode())
     try:
         yield
     except Exception as error:
@@ -248,19 +251,19 @@ def text(name: bytes | str) -> str:
 def main() -> None:
     """Runs one job."""
     job_file = Path(sys.argv[1])
-    folder = job_file.parent
+    begin = partial(stage, job_file.parent, int(sys.argv[2]))
     job = read_job(job_file.read_bytes())
     float_file, ranges = Path(job.float_file), None
     if job.program is not None:
-        with stage(folder, "convert"):
+        with begin("convert"):
             convert_float(job.program, float_file)
     if job.calibration is not None:
-        with stage(folder, "calibrate"):
+        with begin("calibrate"):
             calibrate(job)
-    if any(variant.precision in STATIC for variant in job.variants):
-        ranges = read_ranges(Path(job.ranges))
     for variant in job.variants:
-        with stage(folder, f"quantize to {variant.precision}"):
+        with begin(f"quantize to {variant.precision}"):
+            if variant.precision in STATIC and ranges is None:
+                ranges = read_ranges(Path(job.ranges))
             quantize(float_file, variant, ranges)
 
 

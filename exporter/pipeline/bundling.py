@@ -204,6 +204,7 @@ class Bundling:
             quantize=scheme,
             offered=offered,
             calibration=(lambda: self._calibration(signature)) if calibrates else None,
+            tell=self.steps.stages(f"{self.target.name}: convert{why}"),
         )
 
         def build(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from exporter.artifacts import digest_of, file_digest
 from exporter.disk import writing_failed
 from exporter.errors import ExporterError, StageError, shorten
-from exporter.events import Emit, Quiet, StepFailed, StepFinished, StepProgress, StepStarted
+from exporter.events import Emit, Quiet, StepFailed, StepFinished, StepProgress, StepStage, StepStarted
 from exporter.store import Store, Stored, stage_key
 
 LOGS_KEPT = 100
@@ -152,6 +152,10 @@ class Steps:
     def progress(self, label: str) -> Callable[[int], None]:
         """A callback for a step's progress."""
         return lambda done: self.emit(StepProgress(step=label, done=done))
+
+    def stages(self, label: str) -> Callable[[str], None]:
+        """A callback for what a step does now."""
+        return lambda stage: self.emit(StepStage(step=label, stage=stage))
 
     @contextmanager
     def guarded(self, label: str) -> Iterator[None]:

@@ -15,10 +15,15 @@ from exporter.errors import DataError, StageError
 from exporter.registry import load_target
 from exporter.target_api import ConvertRequest
 from targets import _litert, _mobile_tflite
+from targets._litert_jobs import FAILED
 
 CALIB = ("--calib", "calib.npz", "--target", "mobile")
 needs_extra = pytest.mark.skipif(
     load_target("mobile").missing(targets.mobile.MobileOptions()) is not None, reason="the extra `mobile` is missing"
+)
+LACKS = (
+    "Failed to get quantization parameters for tensor: body/conv;1. Error: TFLOperationName.CONV_2D(index: 2) not "
+    "found in tensor_name_to_qsv. Check if the correct calibration results are passed into the ParamsGenerator."
 )
 DETERMINANT = """
 
@@ -46,6 +51,22 @@ def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_converter_that_crashes.py").write_text("import os\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(_litert, "MODULE", "a_converter_that_crashes")
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that gets as far as quantizing, and then lacks a tensor's statistics, in the quantizer's words."""
+    lines = (
+        "import json, os, sys, pathlib",
+        "for stage in ('convert', 'calibrate', 'quantize to int8'):",
+        "    os.write(int(sys.argv[2]), f'{stage}\\n'.encode())",
+        f"failure = {{'stage': stage, 'kind': 'ValueError', 'message': {LACKS!r}}}",
+        f"(pathlib.Path(sys.argv[1]).parent / {FAILED!r}).write_text(json.dumps(failure))",
+        "sys.exit(1)",
+    )
+    (tmp_path / "a_converter_that_fails.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(_litert, "MODULE", "a_converter_that_fails")
 
 
 def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +142,24 @@ def test_a_crash_of_the_converter_is_one_message_and_finished_work_is_kept(
     again = workplace.run("build", "model.py:make", *CALIB, "--progress", "json")
     assert "capture the torch program" not in again.rebuilt
     assert [one["step"] for one in again.events if one["type"] == "StepFinished" and one["cached"]]
+
+
+@needs_extra
+def test_what_the_converter_does_is_shown_while_it_does_it(workplace: Workplace, failing: None) -> None:
+    events = workplace.run("build", "model.py:make", *CALIB, "--progress", "json").events
+    stages = [one["stage"] for one in events if one["type"] == "StepStage"]
+    assert stages == ["write the float .tflite", "calibrate", "quantize to int8"]
+    again = workplace.run("build", "model.py:make", *CALIB, "--progress", "plain")
+    assert "\nmobile: convert: write the float .tflite ...\nmobile: convert: calibrate ...\n" in again.err
+
+
+@needs_extra
+def test_a_tensor_without_statistics_is_named_and_finished_work_is_kept(workplace: Workplace, failing: None) -> None:
+    message = refused(workplace.run("build", "model.py:make", *CALIB), 5, "'body/conv;1'", "quantize to int8")
+    assert "[targets.mobile] exclude" in message
+    assert workplace.bundles() == []
+    again = workplace.run("build", "model.py:make", *CALIB, "--progress", "json")
+    assert "capture the torch program" not in again.rebuilt
 
 
 @needs_extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporter.artifacts import QuantScheme, Signature, TensorSpec
-from exporter.errors import InputError
+from exporter.errors import InputError, StageError
 from exporter.registry import load_target
 from exporter.target_api import ConvertRequest, Target, TargetOptions, VariantFile
+from targets._litert import requantize
+from targets._litert_jobs import VariantJob
+from targets._mobile_tflite import base_of
 from targets._tflite import MOVERS, operators, with_movers
 from targets._tflite_schemes import Left, check_left
 
@@ -257,6 +261,18 @@ def test_an_excluded_operator_stays_in_float_and_says_so(camera: Made) -> None:
     coverage = camera.variant("int8").coverage
     assert coverage is not None
     assert {(one.op, one.reason) for one in coverage.skipped} == {("MAX_POOL_2D", "excluded by the plan")}
+
+
+def test_a_tensor_whose_statistics_are_missing_is_named(camera: Made, tmp_path: Path) -> None:
+    base = base_of(camera.folder)
+    ranges = json.loads(base.ranges.read_text())
+    lost = next(name for name in ranges if name.startswith("conv_2d_"))
+    del ranges[lost]
+    (tmp_path / "ranges.json").write_text(json.dumps(ranges))
+    jobs = (VariantJob(precision="int8", file=str(tmp_path / "int8" / "model.tflite")),)
+    with pytest.raises(StageError, match=f"calibration saw nothing of the tensor '{lost}'"):
+        requantize(base._replace(ranges=tmp_path / "ranges.json"), jobs)
+    assert not (tmp_path / "int8" / "model.tflite").exists()
 
 
 @pytest.mark.parametrize(
