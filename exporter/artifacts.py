@@ -21,7 +21,7 @@ DType = Literal[
 ArtifactKind = Literal["torch-export", "onnx", "onnx-qdq", "tflite"]
 LintKind = Literal[
     "few-data", "never-seen", "masked", "dead", "constant", "outliers", "unstable", "saturation", "bias-overflow",
-    "transposed-axis", "tied-weights", "unfused", "conversions", "float-ops",
+    "transposed-axis", "tied-weights", "unfused", "conversions", "float-ops", "cross-check",
 ]  # fmt: skip
 ObserverName = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
 Provenance = Literal["native", "emulated", "imported"]

@@ -127,7 +127,13 @@ def variant_lines(manifest: Manifest) -> list[str]:
         if repair.kept
     ]
     lines = [f"{', '.join(names)} leaves in float {line}" for line, names in groups.items()]
-    return [*repaired, *lines] + [
+    apart = [
+        f"{variant.name} is not what ONNX is: {lint.text}"
+        for variant in manifest.variants
+        for lint in variant.lints
+        if lint.kind == "cross-check"
+    ]
+    return [*repaired, *lines, *apart] + [
         f"{variant.name}: {made_for_text(variant)}; its arithmetic was simulated, not run here"
         for variant in manifest.variants
         if variant.fidelity.arithmetic == "simulated"

@@ -17,7 +17,7 @@ from exporter.pipeline.publish import Published, check_output, publish
 from exporter.pipeline.recording import Recorder
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan, TargetPlan
-from exporter.target_api import Target
+from exporter.target_api import Requantizing, Target
 from exporter.views import without_samples
 
 
@@ -51,14 +51,16 @@ def build(
     steps = recorder.steps
     targets = {target.name: load_target(target.name) for target in plan.targets}
     job = Job(plan, steps)
-    outcomes: list[Outcome] = []
-    for target_plan in plan.targets:
+    made: dict[str, Outcome] = {}
+    # Those that quantize by themselves come last: their int8 is held against that of ONNX.
+    for target_plan in sorted(plan.targets, key=lambda one: isinstance(targets[one.name], Requantizing)):
         try:
-            outcomes.append(_build_target(job, targets[target_plan.name], target_plan, output, steps))
+            made[target_plan.name] = _build_target(job, targets[target_plan.name], target_plan, output, steps)
         except ExporterError as error:
             if not keep_going:
                 raise
-            outcomes.append(TargetFailure(target=target_plan.name, error=error))
+            made[target_plan.name] = TargetFailure(target=target_plan.name, error=error)
+    outcomes = [made[target_plan.name] for target_plan in plan.targets]
     recorder.keep(plan.name, [_target_record(outcome) for outcome in outcomes])
     return outcomes
 
@@ -99,6 +101,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "runtime": manifest.runtime,
         "data": manifest.data,
         "history": manifest.history,
+        "notes": manifest.notes,
         "variants": [
             {
                 "name": variant.name,

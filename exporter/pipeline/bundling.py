@@ -24,6 +24,7 @@ from exporter.events import Note
 from exporter.measure import apply_gate
 from exporter.pipeline.candidates import Candidates, Made
 from exporter.pipeline.converted import check_variants
+from exporter.pipeline.crosschecking import MadeAlike, cross_checked, static_sides
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.job import PROGRAM, Job
@@ -100,10 +101,15 @@ class Bundling:
             found = evaluate(job, self.target, folder, variant, signature, need.form, reference)
             return apply_gate(found, plan.gate, unjudged(job.plan, [spec.name for spec in signature.outputs]))
 
+        first: Sequence[tuple[VariantFile, Fidelity]] | None = None
+
         def judge(models: Sequence[Int8Model], only: str | None) -> Made:
+            nonlocal first
             stored, variants = self._convert(float_model, models, program, signature)
             folder = stored.folder / VARIANTS
             judged = [(variant, gated(folder, variant)) for variant in variants if only in (None, variant.name)]
+            if first is None:
+                first = judged
             return Made(folder=folder, content=stored.content, judged=judged, models=models)
 
         def files(model: Int8Model) -> tuple[Path, VariantFile]:
@@ -123,6 +129,13 @@ class Bundling:
         if isinstance(self.target, Requantizing) and need.calibration and plan.quantize.enabled:
             again = Requantized(job, self.target, self.target, plan, inputs, need.form, gated, races)
             made = again.settle(made)
+        sides = static_sides(self.target.name, first or ())
+        if need.calibration:
+            alike = MadeAlike(job=job, inputs=inputs, float_model=float_model, reference=reference, samples=samples)
+            made, texts = cross_checked(made, sides, job.int8_sides, alike)
+            self.notes += texts
+        else:
+            job.int8_sides += sides
         self._warn_of_chance(made.judged[0][1], signature)
         self._gate(made.judged)
         return self._assemble(made, signature, checked, data)

@@ -23,6 +23,7 @@ from exporter.pipeline.results import (
     Exported,
     FloatModel,
     Int8Model,
+    Int8Side,
     Reference,
     SetFacts,
     load_json,
@@ -61,6 +62,7 @@ class Job:
         with steps.guarded("read the model and its data"):
             self.source = merged_source(plan)
             self.data = DataSets(plan)
+        self.int8_sides: list[Int8Side] = []
         self._rework = Rework(plan, self.source, self.data, steps)
         for note in self.notes:
             steps.emit(Note(text=note))

@@ -7,10 +7,13 @@ from typing import TypeVar
 
 import msgspec
 
-from exporter.artifacts import Lint, Repair, Signature, Value
+from exporter.artifacts import Coverage, Fidelity, Lint, QuantScheme, Repair, Signature, Value
 from exporter.target_api import Int8File, SchemeNeed
 
 T = TypeVar("T")
+
+CEILING_DB = 60.0
+"""More than int8 reaches but by chance: files are not told apart above it."""
 
 
 class SetFacts(Value, frozen=True, kw_only=True):
@@ -82,6 +85,32 @@ class Int8Model(msgspec.Struct, frozen=True, kw_only=True):
     prepared: Path | None = None
     lints: tuple[Lint, ...] = ()
     repairs: tuple[Repair, ...] = ()
+
+
+class Int8Side(msgspec.Struct, frozen=True, kw_only=True):
+    """One static int8 file as it was first made, before any repair.
+
+    Attributes:
+        target: that it was made for.
+        variant: its name.
+        scheme: how it was quantized.
+        coverage: what is int8 in it.
+        fidelity: against the trained model.
+    """
+
+    target: str
+    variant: str
+    scheme: QuantScheme
+    coverage: Coverage
+    fidelity: Fidelity
+
+    def sqnr_db(self, output: str) -> float:
+        """Of one output."""
+        found = next(one.sqnr_db for one in self.fidelity.outputs if one.output == output)
+        return CEILING_DB if found is None else min(found, CEILING_DB)
+
+    def __str__(self) -> str:
+        return f"{self.variant} of {self.target}"
 
 
 def load_json(path: Path, kind: type[T]) -> T:

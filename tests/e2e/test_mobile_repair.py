@@ -101,13 +101,34 @@ def test_without_a_budget_the_gate_decides_and_nothing_is_published(place: Workp
     assert not list((place.folder / "none").glob("*-mobile-*"))
 
 
-def test_a_recurrent_network_is_offered_ranges_at_run_time_and_need_not_take_them(place: Workplace) -> None:
+def test_a_plan_of_phones_alone_says_that_nothing_was_compared(place: Workplace) -> None:
+    place.write("plan.toml", plan())
+    target, _ = place.built("plan.toml", "--no-profile")
+    assert "int8 was not cross-checked: the plan makes no static int8 in ONNX beside it" in target["notes"]
+
+
+def test_a_recurrent_network_is_offered_ranges_at_run_time_and_told_from_what_onnx_makes_of_it(
+    place: Workplace,
+) -> None:
     source = {"model": {"source": "model.py:recurrent"}, "calibration": {"data": "series.npz"}}
-    place.write("series.toml", plan(**source, evaluation={"data": "series.npz"}))
-    target, _ = place.built("series.toml", "--no-profile", "--output", "offered")
-    assert [one["name"] for one in target["variants"]] == ["fp32", "int8", "dynamic"]
+    # Although it comes first in the plan, it is compared with what comes after it.
+    place.write("series.toml", plan(**source, evaluation={"data": "series.npz"}) + "\n[targets.cpu]\n")
+    result = place.build("series.toml", "--no-profile", "--output", "offered")
+    assert result.code == 0, result.err
+    mobile, cpu = result.document["targets"]
+    assert [one["name"] for one in mobile["variants"]] == ["fp32", "int8", "dynamic"]
+    (lint,) = mobile["variants"][1]["lints"]
+    assert lint["kind"] == "cross-check"
+    for told in ("(int8 of cpu), on the same data", "the scheme is not why: with ", "leaves 1 LSTM in float"):
+        assert told in lint["text"]
+    assert any(lint["text"] in note for note in mobile["notes"])
+    sides = [next(one for one in made["variants"] if one["name"] == "int8") for made in (mobile, cpu)]
+    here, there = (one["fidelity"]["outputs"][0]["sqnr_db"] for one in sides)
+    assert f"SQNR of 'output' {here:.1f} dB, in ONNX {there:.1f} dB" in lint["text"]
     asked = place.build(
         "series.toml",
+        "--target",
+        "mobile",
         "--no-profile",
         "--output",
         "strict",
