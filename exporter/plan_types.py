@@ -347,11 +347,14 @@ class ExportPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         opset: ONNX opset; by default the newest that the target's minimum runtime and the exporter know.
         batch: `dynamic`, or a fixed number of samples.
         tolerance: largest |onnx - torch| accepted, relative to the largest |torch| value of the output.
+        preprocess: `graph` makes scale, mean and std of inputs that have `preprocess` a part of the files, which then
+            take unsigned bytes, HWC; `outside` leaves them to whoever runs the files.
     """
 
     opset: Positive | None = None
     batch: Literal["dynamic"] | Positive = "dynamic"
     tolerance: Annotated[float, Meta(gt=0)] = 1e-3
+    preprocess: Literal["outside", "graph"] = "outside"
 
 
 class QuantizePlan(QuantScheme, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -59,6 +59,22 @@ class SchemeNeed(Value, frozen=True, kw_only=True):
     specialises: str | None = None
 
 
+class PixelInput(Value, frozen=True, kw_only=True):
+    """An input of the model that files take as unsigned bytes, and what they do with them: `bytes * factor + offset`.
+
+    Attributes:
+        name: of the input.
+        factor: one value, or one for each channel.
+        offset: likewise.
+        layout: axes of one sample as the model takes it; the files take HWC where this is CHW, else the same.
+    """
+
+    name: str
+    factor: tuple[float, ...]
+    offset: tuple[float, ...]
+    layout: Literal["CHW", "HWC", "HW"]
+
+
 class TensorForm(Value, frozen=True, kw_only=True):
     """How a target's files take and give tensors, where that is not as the model does.
 
@@ -67,14 +83,21 @@ class TensorForm(Value, frozen=True, kw_only=True):
     Attributes:
         types: element type of the model -> the one that stands for it in the files.
         channels_last: float inputs with four axes are NHWC in the files and NCHW in the model.
+        pixels: inputs that are bytes in the files, whatever the rest says.
     """
 
     types: dict[DType, DType] = {}
     channels_last: bool = False
+    pixels: tuple[PixelInput, ...] = ()
+
+    def pixel(self, name: str) -> PixelInput | None:
+        """How the files take an input as bytes; None where they do not."""
+        return next((one for one in self.pixels if one.name == name), None)
 
     def moves(self, spec: TensorSpec) -> bool:
         """Whether an input of the model is NHWC in the files."""
-        return self.channels_last and len(spec.shape) == 4 and spec.dtype.startswith("float")
+        image = len(spec.shape) == 4 and spec.dtype.startswith("float")
+        return self.channels_last and image and self.pixel(spec.name) is None
 
 
 class EnvironmentNeed(Value, frozen=True, kw_only=True):
@@ -109,6 +132,7 @@ class Need(Value, frozen=True, kw_only=True):
         calibration: hand over the calibration samples and what `[quantize]` asks for.
         form: how the files take and give tensors, where that is not as the model does.
         dynamic: whether a dynamically quantized file is welcome too, where the model is one that gains from it.
+        pixels: whether inputs of the program can be made to take bytes; ONNX files come so already.
     """
 
     opset: int
@@ -119,6 +143,7 @@ class Need(Value, frozen=True, kw_only=True):
     calibration: bool = False
     form: TensorForm = TensorForm()
     dynamic: bool = False
+    pixels: bool = False
 
 
 class VariantFile(Value, frozen=True, kw_only=True):
@@ -171,6 +196,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
         signature: inputs and outputs of the model, with the user's names.
         program: the captured program (.pt2), where the target needs it: it takes tensors in the order of the
             signature's inputs and gives a tuple in the order of its outputs.
+        pixels: inputs of the program that its files are to take as bytes; the ONNX files do already.
         quantize: what `[quantize]` asks of a target that quantizes by itself; None when it turns quantization off.
         offered: files that such a target is to make beside those that its options ask for: `dynamic`, with ranges
             taken at run time.
@@ -183,6 +209,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     int8: tuple[Int8File, ...]
     signature: Signature
     program: Path | None = None
+    pixels: tuple[PixelInput, ...] = ()
     quantize: QuantScheme | None = None
     offered: tuple[str, ...] = ()
     calibration: Callable[[], Iterator[Arrays]] | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from exporter.artifacts import EdgeType, Manifest, TensorSpec, Variant
 
-KOTLIN = {"float32": "Float", "int32": "Int", "int8": "Byte", "int16": "Short", "bool": "Boolean"}
+KOTLIN = {
+    "float32": "Float", "int32": "Int", "int8": "Byte", "uint8": "Byte", "int16": "Short", "bool": "Boolean"
+}  # fmt: skip
 
 
 def app_guide(manifest: Manifest) -> str:
@@ -18,6 +20,7 @@ def app_guide(manifest: Manifest) -> str:
         "same way.",
         "",
         *_edges(manifest.variants),
+        *_bytes(inputs),
         'Android (Kotlin, `implementation("com.google.ai.edge.litert:litert:1.+")`):',
         "",
         "```kotlin",
@@ -71,6 +74,18 @@ def _edges(variants: tuple[Variant, ...]) -> list[str]:
         "| variant | tensor | type | scale | zero point |",
         "|---|---|---|---|---|",
         *rows,
+        "",
+    ]
+
+
+def _bytes(inputs: tuple[TensorSpec, ...]) -> list[str]:
+    """How an app fills inputs of unsigned bytes."""
+    names = [f"`{spec.name}`" for spec in inputs if spec.dtype == "uint8"]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: unsigned bytes, 0 to 255, in the order of the shape. A Byte of Kotlin is signed, and "
+        "holds the same bits: `value.toByte()`. Swift's `Data` holds them as they are.",
         "",
     ]
 

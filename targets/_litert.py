@@ -61,6 +61,7 @@ def convert(
         inputs=tuple((spec.name, spec.dtype, _fixed(spec.shape)) for spec in request.signature.inputs),
         outputs=tuple(spec.name for spec in request.signature.outputs),
         channels_last=channels_last,
+        pixels=request.pixels,
     )
     with tempfile.TemporaryDirectory(prefix="edge-exporter-litert-") as name:
         folder = Path(name)

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from exporter.artifacts import Value
+from exporter.target_api import PixelInput
 from targets._tflite_schemes import Left
 
 Precision = Literal["float32", "float16", "int8", "int16x8", "dynamic-int8"]
@@ -39,12 +40,14 @@ class Program(Value, frozen=True, kw_only=True):
         inputs: (name, dtype, shape) of each input, in the order of the program's arguments.
         outputs: names, in the order of the program's result.
         channels_last: inputs (by name) that become NHWC.
+        pixels: inputs that become bytes.
     """
 
     file: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: tuple[str, ...]
     channels_last: tuple[str, ...] = ()
+    pixels: tuple[PixelInput, ...] = ()
 
 
 class ConversionJob(Value, frozen=True, kw_only=True):

@@ -86,6 +86,8 @@ def convert_float(job: Program, path: Path) -> None:
     }
     if job.channels_last:
         module, example = channels_last(module, example, job)
+    if job.pixels:
+        module, example = from_pixels(module, example, job)
     litert_torch.convert(module, sample_kwargs=example).export(str(path))
     model = flatbuffer_utils.read_model(str(path))
     (signature,) = model.signatureDefs
@@ -135,6 +137,37 @@ def channels_last(module: Any, example: dict[str, Any], job: Program) -> tuple[A
 
     shown = {k: v.permute(0, 2, 3, 1).contiguous() if k in moved else v for k, v in example.items()}
     return ChannelsLast(), shown
+
+
+def from_pixels(module: Any, example: dict[str, Any], job: Program) -> tuple[Any, dict[str, Any]]:
+    """The module with inputs that are bytes, and an example of them; the values are computed in float."""
+    import torch
+
+    names = {name: placeholder("input", index) for index, (name, _, _) in enumerate(job.inputs)}
+    given = {names[one.name]: one for one in job.pixels}
+
+    class Pixels(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+            for name, one in given.items():
+                # A constant that is as wide as the channels stays what it is; they are last here.
+                self.register_buffer(f"{name}_factor", torch.tensor(one.factor))
+                self.register_buffer(f"{name}_offset", torch.tensor(one.offset))
+            self.training = False
+
+        def forward(self, **tensors: torch.Tensor) -> Any:
+            for name, one in given.items():
+                factor, offset = getattr(self, f"{name}_factor"), getattr(self, f"{name}_offset")
+                values = tensors[name].to(torch.float32) * factor + offset
+                tensors[name] = values.permute(0, 3, 1, 2) if one.layout == "CHW" else values
+            return self.inner(**tensors)
+
+    shown = dict(example)
+    for name, one in given.items():
+        pixels = shown[name].permute(0, 2, 3, 1).contiguous() if one.layout == "CHW" else shown[name]
+        shown[name] = pixels.to(torch.uint8)
+    return Pixels(), shown
 
 
 def calibrate(job: ConversionJob) -> None:

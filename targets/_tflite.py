@@ -25,6 +25,7 @@ MOVERS = frozenset(
 """Operators that move values and compute none: what is lost in them was lost before."""
 FLOATS = ("FLOAT32", "FLOAT16", "FLOAT64")
 INTEGERS = ("INT8", "INT16")
+BYTE_STEPS = ("CAST", "MUL", "ADD")
 LEFT = "the quantizer leaves it in float"
 STEPS = 1.01
 """Kernels round differently by one step; the rest is float rounding of the comparison."""
@@ -81,6 +82,26 @@ def operator_kinds(model: Any, graph: Any) -> list[str]:
     names = _names(_library("schema_py_generated").BuiltinOperator)
     codes = [model.operatorCodes[operator.opcodeIndex] for operator in graph.operators]
     return [names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in codes]
+
+
+def byte_operators(model: Path) -> list[str]:
+    """Names of the operators that turn an input of bytes into values: a cast, a product and a sum.
+
+    Their result is rounded once where they stay in float, and three times where they do not.
+    """
+    read = read_model(model)
+    graph = read.subgraphs[0]
+    found = []
+    for entry in map(int, graph.inputs):
+        if tensor_type(graph.tensors[entry]) != "UINT8":
+            continue
+        given, steps = entry, list(BYTE_STEPS)
+        for operator in graph_operators(read, graph):
+            if steps and operator.kind == steps[0] and given in operator.inputs:
+                found.append(operator.name)
+                given = operator.outputs[0]
+                steps.pop(0)
+    return found
 
 
 def with_movers(model: Path, names: Iterable[str]) -> set[str]:

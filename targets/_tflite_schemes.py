@@ -16,6 +16,7 @@ CHOSEN = ("observer", "exclude", "ops", "dynamic")
 """Fields of a scheme that a plan can choose for .tflite files."""
 EXCLUDED = "excluded by the plan"
 BY_NAME = "left in float by name"
+BYTES = "turns bytes into the values that are quantized"
 MOVES = "moves what is left in float"
 
 
@@ -88,8 +89,6 @@ def check_left(float_file: Path, left: Left) -> None:
 
 def reasons_for(float_file: Path, left: Left) -> Mapping[str, str]:
     """Names of the operators that stay in float, and why; what only moves their results stays with them."""
-    if left == Left():
-        return {}
     reasons = {}
     for one in _tflite.operators(float_file):
         if one.kind in left.types:
@@ -98,4 +97,6 @@ def reasons_for(float_file: Path, left: Left) -> Mapping[str, str]:
             reasons[one.name] = BY_NAME
         elif left.ops and one.kind not in left.ops and one.kind not in _tflite.MOVERS:
             reasons[one.name] = f"only {', '.join(left.ops)} in int8"
-    return {**dict.fromkeys(_tflite.with_movers(float_file, reasons), MOVES), **reasons}
+    moved = dict.fromkeys(_tflite.with_movers(float_file, reasons), MOVES)
+    # What only moves pixels need not follow: rounded before or after, they are rounded once.
+    return {**dict.fromkeys(_tflite.byte_operators(float_file), BYTES), **moved, **reasons}

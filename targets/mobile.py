@@ -98,6 +98,7 @@ class MobileTarget:
             calibration=True,
             form=form_of(wanted),
             dynamic=True,
+            pixels=True,
         )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export.export import export_onnx
     from exporter.onnx_export.modules import module_paths
     from exporter.onnx_export.normalise import normalise_onnx
+    from exporter.onnx_export.pixels import write_with_pixels
     from exporter.onnx_export.prepare import FlatModule, Prepared, flatten, prepare_module, tensors_of
     from exporter.onnx_export.program import save_program
     from exporter.onnx_export.reference import check_eval, mismatch_hint, torch_session
@@ -39,6 +40,7 @@ __all__ = [
     "share_onnx",
     "tensors_of",
     "torch_session",
+    "write_with_pixels",
 ]
 
 _LATE = {
@@ -57,6 +59,7 @@ _LATE = {
     "share_onnx": "share",
     "tensors_of": "prepare",
     "torch_session": "reference",
+    "write_with_pixels": "pixels",
 }
 
 

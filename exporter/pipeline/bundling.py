@@ -30,6 +30,7 @@ from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.judging import unjudged
 from exporter.pipeline.manifesting import draft_manifest
+from exporter.pipeline.pixels import onnx_with_pixels, with_pixels
 from exporter.pipeline.quick_races import QuickRaces
 from exporter.pipeline.requantized import Requantized
 from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_json
@@ -88,6 +89,8 @@ class Bundling:
             self.payload = self.target.payload(plan.options)
         self._check_dynamic()
         inputs = self._inputs()
+        if plan.export.preprocess == "graph":
+            self.need = need = with_pixels(self.target.name, need, inputs, job.data.preprocessing)
         checked, data = job.check_data(inputs)
         self._gate_history(inputs, checked, data)
         float_model = job.float_model(inputs, checked, data, plan.export, need)
@@ -214,6 +217,7 @@ class Bundling:
             int8=tuple(model.file for model in int8),
             signature=signature,
             program=program.folder / PROGRAM if program else None,
+            pixels=self.need.form.pixels,
             quantize=scheme,
             offered=offered,
             calibration=(lambda: self._calibration(signature)) if calibrates else None,
@@ -222,7 +226,8 @@ class Bundling:
 
         def build(folder: Path) -> None:
             (folder / VARIANTS).mkdir()
-            made = self.target.convert(request, self.plan.options, folder / VARIANTS)
+            with onnx_with_pixels(request) as given:
+                made = self.target.convert(given, self.plan.options, folder / VARIANTS)
             check_variants(self.target.name, made, folder / VARIANTS)
             (folder / "variants.json").write_bytes(canonical(made))
 
@@ -234,6 +239,7 @@ class Bundling:
             "program": program.key if program else None,
             "quantize": scheme,
             "offered": offered,
+            "pixels": self.need.form.pixels,
             "calibration": calibration,
             "signature": signature,
             "versions": versions(*self.target.distributions),

@@ -122,7 +122,7 @@ def cross_check(
     """
     other = _nearest(own, others)
     if other is None:
-        return Verdict(text=f"{own.variant} was not cross-checked: the plan makes no static int8 in ONNX beside it")
+        return Verdict(text=f"{own.variant} was not cross-checked: no static int8 in ONNX was made beside it")
     output = _furthest(own, other)
     here, there = own.sqnr_db(output), other.sqnr_db(output)
     both = f"SQNR of '{output}' {here:.1f} dB, in ONNX {there:.1f} dB ({other}), on the same data"

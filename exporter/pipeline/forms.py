@@ -9,6 +9,7 @@ import msgspec
 
 from exporter.artifacts import Signature, TensorSpec
 from exporter.errors import DataError
+from exporter.pipeline.pixels import outside, pixel_layout, pixel_spec, to_pixels
 from exporter.target_api import TensorForm
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def formed_signature(signature: Signature, form: TensorForm) -> Signature:
         name: msgspec.structs.replace(steps, layout="HWC") if name in moved and steps.layout == "CHW" else steps
         for name, steps in signature.preprocessing.items()
     }
+    preprocessing |= {one.name: outside(preprocessing[one.name]) for one in form.pixels}
     return msgspec.structs.replace(
         signature,
         inputs=tuple(_spec(spec, form, moves=form.moves(spec)) for spec in signature.inputs),
@@ -48,9 +50,12 @@ def formed_inputs(arrays: Arrays, inputs: Iterable[TensorSpec], form: TensorForm
     """
     import numpy as np
 
-    formed = {}
+    formed: dict[str, NDArray[np.generic]] = {}
     for spec in inputs:
         values = arrays[spec.name]
+        if (pixel := form.pixel(spec.name)) is not None:
+            formed[spec.name] = to_pixels(values, pixel)
+            continue
         wanted = form.types.get(spec.dtype)
         if wanted is not None:
             narrow = values.astype(wanted)
@@ -78,9 +83,14 @@ def form_notes(signature: Signature, form: TensorForm) -> tuple[str, ...]:
             )
         if moves:
             notes.append(f"{side} '{spec.name}' is NHWC in the files and NCHW in the model")
+        if side == "input" and (pixel := form.pixel(spec.name)) is not None:
+            axes = "N" + pixel_layout(pixel)
+            notes.append(f"input '{spec.name}' takes bytes, {axes}; scale, mean and std are applied in the files")
     return tuple(notes)
 
 
 def _spec(spec: TensorSpec, form: TensorForm, *, moves: bool) -> TensorSpec:
+    if (pixel := form.pixel(spec.name)) is not None:
+        return pixel_spec(spec, pixel)
     shape = tuple(spec.shape[axis] for axis in NCHW_TO_NHWC) if moves else spec.shape
     return msgspec.structs.replace(spec, dtype=form.types.get(spec.dtype, spec.dtype), shape=shape)

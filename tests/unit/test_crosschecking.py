@@ -87,5 +87,5 @@ def test_what_one_of_them_leaves_in_float_is_told_where_schemes_are_equal() -> N
 
 def test_without_an_onnx_file_it_is_said_that_nothing_was_compared() -> None:
     assert cross_check(side(OWN, target="mobile", y=30.0), [], never).text == (
-        "int8 was not cross-checked: the plan makes no static int8 in ONNX beside it"
+        "int8 was not cross-checked: no static int8 in ONNX was made beside it"
     )

@@ -88,3 +88,14 @@ def test_in_ort_format_every_element_type_has_its_buffer_and_what_swift_lacks_is
     assert '(results["best"].get() as OnnxTensor).byteBuffer' in text
     assert "no tensors of bool, float16" in text
     assert "ORTSession" not in text
+
+
+def test_bytes_are_bytes_and_said_to_be_unsigned() -> None:
+    made = manifest(variant("fp32"), variant("int8"))
+    pixels = Signature(
+        inputs=(TensorSpec(name="frame", dtype="uint8", shape=(1, 8, 8, 3)),), outputs=made.signature.outputs
+    )
+    text = app_guide(msgspec.structs.replace(made, signature=pixels))
+    assert "val frame = Array(1) { Array(8) { Array(8) { ByteArray(3) } } }  // frame: uint8[1, 8, 8, 3]" in text
+    assert "`frame`: unsigned bytes, 0 to 255" in text
+    assert "unsigned bytes" not in app_guide(made)
