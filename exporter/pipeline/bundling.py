@@ -19,16 +19,15 @@ from exporter.artifacts import (
 from exporter.bundle import BundleParts, read_manifest, write_bundle
 from exporter.bundle.packing import packed_size
 from exporter.devices import cpu_features, run_self_test
-from exporter.errors import GateError, InputError, closest
+from exporter.errors import InputError, closest
 from exporter.events import Note
-from exporter.measure import apply_gate
 from exporter.pipeline.candidates import Candidates, Made
 from exporter.pipeline.converted import check_variants
 from exporter.pipeline.crosschecking import MadeAlike, cross_checked, static_sides
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
+from exporter.pipeline.gates import Gates
 from exporter.pipeline.job import PROGRAM, Job
-from exporter.pipeline.judging import unjudged
 from exporter.pipeline.manifesting import draft_manifest
 from exporter.pipeline.pixels import onnx_with_pixels, with_pixels
 from exporter.pipeline.quick_races import QuickRaces
@@ -37,7 +36,6 @@ from exporter.pipeline.results import DataChecked, FloatModel, Int8Model, load_j
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
 from exporter.store import Stored, list_files
-from exporter.tables import history_lines
 from exporter.target_api import ConvertRequest, Requantizing, Target, VariantFile
 
 if TYPE_CHECKING:
@@ -92,7 +90,8 @@ class Bundling:
         if plan.export.preprocess == "graph":
             self.need = need = with_pixels(self.target.name, need, inputs, job.data.preprocessing)
         checked, data = job.check_data(inputs)
-        self._gate_history(inputs, checked, data)
+        gates = Gates(self.steps, self.target.name, job.plan, plan)
+        gates.hold_history(job.rework(inputs, checked, data).history)
         float_model = job.float_model(inputs, checked, data, plan.export, need)
         signature = self._signature(float_model, inputs)
         self._check_output(signature)
@@ -102,7 +101,7 @@ class Bundling:
 
         def gated(folder: Path, variant: VariantFile) -> Fidelity:
             found = evaluate(job, self.target, folder, variant, signature, need.form, reference)
-            return apply_gate(found, plan.gate, unjudged(job.plan, [spec.name for spec in signature.outputs]))
+            return gates.applied(found)
 
         first: Sequence[tuple[VariantFile, Fidelity]] | None = None
 
@@ -139,8 +138,8 @@ class Bundling:
             self.notes += texts
         else:
             job.int8_sides += sides
-        self._warn_of_chance(made.judged[0][1], signature)
-        self._gate(made.judged)
+        gates.warn_of_chance(made.judged[0][1], signature)
+        gates.hold(made.judged)
         return self._assemble(made, signature, checked, data)
 
     def _check_dynamic(self) -> None:
@@ -260,49 +259,6 @@ class Bundling:
             formed_inputs(batch, signature.inputs, form) for batch in self.job.calibration_batches(signature.inputs)
         )
 
-    def _warn_of_chance(self, fidelity: Fidelity, signature: Signature) -> None:
-        """A trained model that guesses points to labels in another order; the gate, being relative, cannot see it."""
-        evaluation = self.job.plan.evaluation
-        if fidelity.metric is None or evaluation is None or evaluation.metric != "accuracy":
-            return
-        name = evaluation.output or signature.outputs[0].name
-        classes = next(spec.shape[-1] for spec in signature.outputs if spec.name == name)
-        if isinstance(classes, int) and fidelity.metric.reference <= 1 / classes:
-            text = (
-                f"the trained model itself is right in {fidelity.metric.reference:.2%} of cases, as a guess would be"
-            )
-            self.steps.emit(Note(text=f"{text}: are labels and classes in the same order?"))
-
-    def _gate_history(self, inputs: tuple[TensorSpec, ...], checked: DataChecked, data: Path) -> None:
-        """Holds the compressed torch model against the gate, before anything is exported from it."""
-        last = next(iter(self.job.rework(inputs, checked, data).history[::-1]), None)
-        if last is None or last.role != "step" or last.fidelity is None:
-            return
-        others = unjudged(self.job.plan, [output.output for output in last.fidelity.outputs])
-        failures = apply_gate(last.fidelity, self.plan.gate, others).gate.failures
-        if failures:
-            shown = [
-                "the compressed model does not meet the accuracy gate; nothing is exported",
-                *(f"  - {failure}" for failure in failures),
-                *history_lines(self.job.rework(inputs, checked, data).history),
-            ]
-            raise GateError(
-                "\n".join(shown),
-                where=f"target {self.target.name}, [compress]",
-                hint="compress less, add a step that recovers accuracy, or change [gate]",
-            )
-
-    def _gate(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> None:
-        failures = [
-            f"{variant.name}: {failure}" for variant, fidelity in judged for failure in fidelity.gate.failures
-        ]
-        if failures:
-            raise GateError(
-                "the accuracy gate was not met; nothing is published" + "".join(f"\n  - {line}" for line in failures),
-                where=f"target {self.target.name}",
-                hint=self._gate_hint(),
-            )
-
     def _assemble(
         self,
         made: Made,
@@ -369,15 +325,6 @@ class Bundling:
         from exporter.pipeline.expected import Cases
 
         return Cases(path=data / "cases.npz", count=checked.cases, inputs=inputs, form=self.need.form)
-
-    def _gate_hint(self) -> str:
-        budget = self.plan.quantize.budget
-        repairs = (
-            "let failing models be repaired with [quantize] budget"
-            if budget == 0
-            else f"allow more repairs than [quantize] budget = {budget!r}"
-        )
-        return f"{repairs}, calibrate with more data, leave nodes in float with [quantize] exclude, or change [gate]"
 
 
 def _files(main: Path) -> list[Path]:

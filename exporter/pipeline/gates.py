@@ -1,0 +1,87 @@
+"""A target's accuracy gate: what is held against it, and what is said where it is not met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter.artifacts import Fidelity, HistoryEntry, Signature
+from exporter.errors import GateError
+from exporter.events import Note
+from exporter.measure import apply_gate
+from exporter.pipeline.judging import unjudged
+from exporter.pipeline.steps import Steps
+from exporter.plan import Plan, TargetPlan
+from exporter.tables import history_lines
+from exporter.target_api import VariantFile
+
+
+class Gates:
+    """Holds a target's models against `[gate]`."""
+
+    def __init__(self, steps: Steps, target: str, whole: Plan, plan: TargetPlan) -> None:
+        self._steps, self._target, self._whole, self._plan = steps, target, whole, plan
+
+    def applied(self, fidelity: Fidelity) -> Fidelity:
+        """Fidelity with what the gate says of it; nothing is raised."""
+        return apply_gate(
+            fidelity, self._plan.gate, unjudged(self._whole, [output.output for output in fidelity.outputs])
+        )
+
+    def hold_history(self, history: Sequence[HistoryEntry]) -> None:
+        """Holds the compressed torch model against the gate, before anything is exported from it.
+
+        Raises:
+            GateError: it lost more than the gate allows.
+        """
+        last = next(iter(history[::-1]), None)
+        if last is None or last.role != "step" or last.fidelity is None:
+            return
+        if failures := self.applied(last.fidelity).gate.failures:
+            shown = [
+                "the compressed model does not meet the accuracy gate; nothing is exported",
+                *(f"  - {failure}" for failure in failures),
+                *history_lines(history),
+            ]
+            raise GateError(
+                "\n".join(shown),
+                where=f"target {self._target}, [compress]",
+                hint="compress less, add a step that recovers accuracy, or change [gate]",
+            )
+
+    def hold(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> None:
+        """Holds all variants against the gate.
+
+        Raises:
+            GateError: one lost more than the gate allows.
+        """
+        failures = [
+            f"{variant.name}: {failure}" for variant, fidelity in judged for failure in fidelity.gate.failures
+        ]
+        if failures:
+            raise GateError(
+                "the accuracy gate was not met; nothing is published" + "".join(f"\n  - {line}" for line in failures),
+                where=f"target {self._target}",
+                hint=self._hint(),
+            )
+
+    def warn_of_chance(self, fidelity: Fidelity, signature: Signature) -> None:
+        """A trained model that guesses points to labels in another order; the gate, being relative, cannot see it."""
+        evaluation = self._whole.evaluation
+        if fidelity.metric is None or evaluation is None or evaluation.metric != "accuracy":
+            return
+        name = evaluation.output or signature.outputs[0].name
+        classes = next(spec.shape[-1] for spec in signature.outputs if spec.name == name)
+        if isinstance(classes, int) and fidelity.metric.reference <= 1 / classes:
+            text = (
+                f"the trained model itself is right in {fidelity.metric.reference:.2%} of cases, as a guess would be"
+            )
+            self._steps.emit(Note(text=f"{text}: are labels and classes in the same order?"))
+
+    def _hint(self) -> str:
+        budget = self._plan.quantize.budget
+        repairs = (
+            "let failing models be repaired with [quantize] budget"
+            if budget == 0
+            else f"allow more repairs than [quantize] budget = {budget!r}"
+        )
+        return f"{repairs}, calibrate with more data, leave nodes in float with [quantize] exclude, or change [gate]"
