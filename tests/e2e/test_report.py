@@ -17,7 +17,18 @@ from bundles import HOSTILE, counts, replaced, rewritten, slower
 from PIL import Image
 from support import Workplace, refused
 
-from exporter.artifacts import Coverage, HistoryEntry, Lint, ModelCost, Repair, Skipped, canonical
+from exporter.artifacts import (
+    Coverage,
+    Delegation,
+    HistoryEntry,
+    Lint,
+    ModelCost,
+    Profile,
+    Repair,
+    RuntimeRatio,
+    Skipped,
+    canonical,
+)
 from exporter.bundle import read_manifest
 
 needs_browser = pytest.mark.skipif(not NEEDED, reason="apt-get install chromium")
@@ -147,6 +158,34 @@ def test_devices_stand_side_by_side_and_imported_ones_say_so(place: Workplace, t
     out = place.run("report", both, "--format", "md", "--output", "-").out
     assert "Devices side by side" in out
     assert "| imported on pi" in out
+
+
+def test_one_file_on_two_runtimes_is_never_told_as_one(place: Workplace, tmp_path: Path) -> None:
+    (bundle,) = place.bundles()
+
+    def manifest(one: Any) -> Any:
+        return replaced(one, runtime=replaced(one.runtime, alternatives={"older": ("older==1",)}))
+
+    def older(one: Profile) -> Profile:
+        across = RuntimeRatio(
+            variant="int8", baseline="onnxruntime", ratio=3.0, low=2.5, high=3.5, confidence=0.95, widened_by=1.2,
+            verdict="slower",
+        )  # fmt: skip
+        delegation = Delegation(delegate="XNNPACK", operators=2, of=5)
+        variants = tuple(replaced(variant, delegation=delegation) for variant in slower(one, 3).variants)
+        return replaced(one, runtime=replaced(one.runtime, name="older"), variants=variants, across=(across,))
+
+    both = rewritten(bundle, tmp_path / "both", manifest)
+    for profile in (rewritten(bundle, tmp_path / "other", manifest, older) / "profiles").iterdir():
+        shutil.copyfile(profile, both / "profiles" / "older.json")
+    out = place.run("report", both, "--format", "md", "--output", "-").out
+    assert "| int8 on older | " in out
+    for section in ("Latency on onnxruntime, native on ", "Latency on older, native on "):
+        assert out.count(section) == 1
+    shown = place.run("show", both).out
+    for text in (out, " ".join(shown.split())):
+        assert "int8 3.00x [2.50, 3.50]" in text
+        assert "operators that XNNPACK computes: fp32 2/5, int8 2/5" in text
 
 
 def test_emulated_devices_stand_apart_and_repairs_say_what_they_brought(place: Workplace, tmp_path: Path) -> None:

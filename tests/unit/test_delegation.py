@@ -64,7 +64,7 @@ def test_a_session_counts_operators_and_no_delegates() -> None:
     assert Session(Interpreter(nodes)).delegation() == {"delegate": "XNNPACK", "operators": 1, "of": 2}
 
 
-@pytest.mark.parametrize(("nodes", "found"), [(None, (None, None)), ([], (0, 0))])
+@pytest.mark.parametrize(("nodes", "found"), [(None, (None, None)), ([{"name": "ADD"}], (None, None)), ([], (0, 0))])
 def test_what_a_runtime_does_not_tell_is_unknown_and_not_nothing(
     nodes: list[Node] | None, found: tuple[int | None, int | None]
 ) -> None:
