@@ -13,15 +13,13 @@ from torch import nn
 
 from exporter.compress.calling import Batch, Call
 from exporter.compress.groups import ChannelGroup, Cut
+from exporter.compress.heads import possible_heads
 from exporter.compress.low_rank import check_names
 from exporter.compress.trials import bare_parameters, recurrent_layers, unfit_group
 from exporter.errors import MissingError, ModelError, shorten
 
 if TYPE_CHECKING:
     import torch_pruning
-
-HEADS = ("num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads")
-"""Attributes by which attention modules keep their number of heads."""
 
 
 def channel_groups(
@@ -64,8 +62,10 @@ def channel_groups(
             continue
         cuts = tuple(_cuts(graph, found, names, parameters))
         made = _sized(traced, name, found, cuts, multiple)
-        reason = made if isinstance(made, str) else unfit_group(traced, made, batch, call)
-        if reason:
+        reason = unfit_group(traced, made, batch, call) if isinstance(made, ChannelGroup) else made
+        if reason and (heads := _by_heads(traced, name, found, cuts, batch, call)) is not None:
+            groups.append(heads)
+        elif reason:
             left.append(f"{shown} left alone: {reason}")
         elif isinstance(made, ChannelGroup):
             groups.append(made)
@@ -145,52 +145,56 @@ def _sized(
 ) -> ChannelGroup | str:
     """The group with the sizes that it may have, or why it can have no other."""
     width = len(found[0].idxs)
-    heads = _heads(module, name, cuts)
-    if heads is not None:
-        owner, attribute, inner = heads
-        count = int(getattr(module.get_submodule(owner), attribute))
-        size = inner // count
-        # A fused projection makes queries, keys and values of all heads, one after the other.
-        units = [tuple(i for i in range(width) if i % inner // size == head) for head in range(count)]
-        levels = list(range(count, 0, -1))
-    else:
-        blocks = _blocks(module, cuts, width)
-        if width % blocks:
-            return f"its {width} channels do not divide into {blocks} blocks"
-        size = width // blocks
-        units = [tuple(range(index, width, size)) for index in range(size)]
-        step = math.lcm(multiple, blocks) // blocks
-        levels = [size, *range((size - 1) // step * step, 0, -step)]
+    blocks = _blocks(module, cuts, width)
+    if width % blocks:
+        return f"its {width} channels do not divide into {blocks} blocks"
+    size = width // blocks
+    step = math.lcm(multiple, blocks) // blocks
+    levels = [size, *range((size - 1) // step * step, 0, -step)]
     if len(levels) < 2:
-        return f"its {width} channels cannot become a smaller multiple of {multiple}" if heads is None else "one head"
+        return f"its {width} channels cannot become a smaller multiple of {multiple}"
+    units = tuple(tuple(range(index, width, size)) for index in range(size))
+    return _group(module, name, found, cuts, units, tuple(levels))
+
+
+def _by_heads(
+    module: nn.Module,
+    name: str,
+    found: torch_pruning.dependency.Group,
+    cuts: tuple[Cut, ...],
+    batch: Batch,
+    call: Call,
+) -> ChannelGroup | None:
+    """The group as attention heads, where taking whole ones away is right."""
+    for heads in possible_heads(module, name, cuts, len(found[0].idxs)):
+        levels = tuple(range(len(heads.units), 0, -1))
+        group = _group(module, name, found, cuts, heads.units, levels, heads.counters)
+        if not unfit_group(module, group, batch, call):
+            return group
+    return None
+
+
+def _group(
+    module: nn.Module,
+    name: str,
+    found: torch_pruning.dependency.Group,
+    cuts: tuple[Cut, ...],
+    units: tuple[tuple[int, ...], ...],
+    levels: tuple[int, ...],
+    counters: tuple[tuple[str, str, int], ...] = (),
+) -> ChannelGroup:
     kinds = [type(module.get_submodule(cut.name)) for cut in cuts if cut.handler is not None]
     mixing = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.RMSNorm)
     return ChannelGroup(
         name=name,
-        width=width,
-        units=tuple(units),
-        levels=tuple(levels),
+        width=len(found[0].idxs),
+        units=units,
+        levels=levels,
         cuts=cuts,
-        heads=heads[:2] if heads is not None else None,
+        counters=counters,
         exact=not any(issubclass(kind, mixing) for kind in kinds),
         scored=found,
     )
-
-
-def _heads(module: nn.Module, name: str, cuts: Sequence[Cut]) -> tuple[str, str, int] | None:
-    """Attention module, attribute and width of all heads, where these are the channels inside an attention."""
-    owner = name.rpartition(".")[0]
-    parent = module.get_submodule(owner)
-    attribute = next((one for one in HEADS if type(getattr(parent, one, None)) is int), None)
-    if attribute is None:
-        return None
-    for cut in cuts:
-        layer = module.get_submodule(cut.name) if cut.handler is not None else None
-        if cut.reads and isinstance(layer, nn.Linear) and cut.name.rpartition(".")[0] == owner:
-            return (
-                (owner, attribute, layer.in_features) if layer.in_features % getattr(parent, attribute) == 0 else None
-            )
-    return None
 
 
 def _blocks(module: nn.Module, cuts: Sequence[Cut], width: int) -> int:

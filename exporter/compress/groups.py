@@ -43,7 +43,7 @@ class ChannelGroup:
         units: channels that go together: one, an attention head, or one of each block of a grouped convolution.
         levels: numbers of units that may be left, from all to the fewest.
         cuts: where they are taken from.
-        heads: attention module and its attribute that counts the units; None where they are no heads.
+        counters: of attention heads: module, attribute, and what that counts of each unit which is left.
         exact: whether removing channels that nobody reads changes nothing; norms over channels do.
         scored: torch-pruning's group, for its importances.
     """
@@ -53,7 +53,7 @@ class ChannelGroup:
     units: tuple[tuple[int, ...], ...]
     levels: tuple[int, ...]
     cuts: tuple[Cut, ...]
-    heads: tuple[str, str] | None
+    counters: tuple[tuple[str, str, int], ...]
     exact: bool
     scored: torch_pruning.dependency.Group = field(repr=False)
 
@@ -80,10 +80,8 @@ def without(module: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[
             # One layer may read several groups, after a concatenation: its indices are removed at once.
             _, indices = found.setdefault((cut.name, cut.handler), (cut, set()))
             indices |= {index for index, channel in cut.channels.items() if channel in gone}
-        if group.heads is not None:
-            owner, attribute = group.heads
-            count = len(group.units) - len(removed[group.name])
-            setattr(result.get_submodule(owner), attribute, count)
+        for owner, attribute, each in group.counters:
+            setattr(result.get_submodule(owner), attribute, each * (len(group.units) - len(removed[group.name])))
     for cut, indices in found.values():
         if cut.handler is not None:
             cut.handler(result.get_submodule(cut.name), sorted(indices))

@@ -26,8 +26,9 @@ def unfit_group(module: nn.Module, group: ChannelGroup, batch: Batch, call: Call
     count, few = group.levels[0], group.levels[0] - group.levels[1]
     with torch.no_grad():
         whole = call(module, batch)
-        # The first and the last: what is split into parts must not fit by chance.
-        for gone in (range(few), range(count - few, count)):
+        # The first, the last, and some from everywhere: what is split into parts must not fit by chance.
+        everywhere = [int((index + 0.5) * count / few) for index in range(few)]
+        for gone in (range(few), range(count - few, count), everywhere):
             try:
                 got = call(without(module, [group], {group.name: gone}).eval(), batch)
                 if shapes_of(whole) != shapes_of(got):

@@ -220,6 +220,58 @@ def test_attention_loses_whole_heads_and_their_number_is_written_back(form: str)
     assert result.module(tokens()).shape == (4, 10)
 
 
+class Named(nn.Module):
+    """Attention whose heads are counted by attributes of any name, one with a width that follows from them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind != "size":
+            self.parallel = 4
+        if kind == "derived":
+            self.flat = 32
+        self.per_head, self.depth = 8, 2
+        self.q, self.k, self.v = (nn.Linear(16, 32) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, tokens, _ = x.shape
+        shape = (samples, tokens, -1 if self.kind == "size" else self.parallel, self.per_head)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return mixed.reshape(samples, tokens, self.flat if self.kind == "derived" else -1)
+
+
+class Beside(nn.Module):
+    """The output projection stands beside the attention, as in BERT."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.embed, self.mixer, self.out = nn.Linear(8, 16), Named(kind), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head((x + self.out(self.mixer(x))).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["count", "derived", "size"])
+def test_heads_are_found_whatever_counts_them(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Beside(kind).eval()
+    result = pruned(model, tokens(), 0.6, ignore=("embed",))
+    mixer = result.module.mixer
+    left = mixer.q.out_features // 8
+    assert left < 4
+    assert mixer.q.out_features == mixer.v.out_features == result.module.out.in_features == 8 * left
+    assert result.change.attributes.get("mixer", {}) == {
+        "count": {"parallel": left}, "derived": {"parallel": left, "flat": 8 * left}, "size": {},
+    }[kind]  # fmt: skip
+    # Whole heads went: each that is left is one of the model's.
+    rows = model.mixer.v.weight.view(4, 8, 16)
+    for head in mixer.v.weight.view(left, 8, 16):
+        assert any(torch.equal(head, row) for row in rows)
+
+
 def test_pytorchs_own_encoder_is_narrowed_with_its_heads_in_step() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
