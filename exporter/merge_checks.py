@@ -35,7 +35,7 @@ READS: Mapping[str, tuple[str, ...]] = {
 MEMBER_READS: Mapping[str, tuple[str, ...]] = {
     "stack": ("weights", "name", "source", "args", "inputs", "outputs"),
     "fuse": ("weights", "name", "source", "args", "inputs", "outputs", "weight", "classes"),
-    "transfer": ("weights", "name", "source", "args", "inputs", "classes"),
+    "transfer": ("weights", "name", "source", "args", "inputs", "classes", "hints"),
 }
 WEIGHED = ("weights", "name", "weight")
 UNWEIGHTED = ("slerp", "greedy-soup")
@@ -164,6 +164,8 @@ def _check_transfer(merge: MergePlan, problems: list[str]) -> None:
         problems.append("merge.teaching.fuse: 'confidence' chooses among teachers by their softmax")
     if teaching.loss == "mse" and any(member.classes for member in merge.models):
         problems.append("merge.models: `classes` tell what softmax outputs stand for; `mse` has none")
+    if teaching.hint_weight is not None and not any((teaching.hints, *(member.hints for member in merge.models))):
+        problems.append("merge.teaching.hint_weight: there are no `hints`")
     _check_classes(merge, problems)
 
 

@@ -104,6 +104,8 @@ class MergeModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             member (`stack`); by default all inputs of the merged model.
         outputs: names of its outputs in order; by default its own.
         classes: which classes its outputs stand for, where it knows a part of them (`fuse`, `transfer`).
+        hints: module of the student -> module of this teacher whose output it is to resemble (`transfer`); by default
+            those of `[merge.teaching]`.
     """
 
     weights: Path | None = None
@@ -114,6 +116,7 @@ class MergeModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     inputs: dict[str, str] = {}
     outputs: tuple[str, ...] = ()
     classes: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    hints: dict[str, str] | None = None
 
     @property
     def label(self) -> str:
@@ -129,6 +132,8 @@ class TeachingPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         loss: `kl` between softmax outputs, for classifiers; `mse` between outputs, for anything else.
         temperature: that softens both sides of `kl`.
         fuse: teachers are averaged (`mean`), or the surest one counts for each sample (`confidence`).
+        hints: module of the student -> module of every teacher whose output it is to resemble while it learns.
+        hint_weight: weight of the hints beside the rest; 1 where it is not set.
         epochs: passes over the inputs, at most.
         patience: epochs without a better result on the held-out fifth of the inputs, after which teaching stops.
         rate: peak learning rate of AdamW.
@@ -139,6 +144,8 @@ class TeachingPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     loss: Literal["kl", "mse"] = "kl"
     temperature: Annotated[float, Meta(gt=0)] = 4.0
     fuse: Literal["mean", "confidence"] = "mean"
+    hints: dict[str, str] = {}
+    hint_weight: Annotated[float, Meta(gt=0)] | None = None
     epochs: Positive = 60
     patience: Positive = 15
     rate: Annotated[float, Meta(gt=0)] = 2e-3

@@ -134,35 +134,55 @@ class Hints(nn.Module):
     """
 
     def __init__(
-        self, pairs: Mapping[str, str], student: nn.Module, teachers: Sequence[nn.Module], inputs: Batch, call: Call
+        self,
+        pairs: Sequence[Mapping[str, str]],
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        inputs: Batch,
+        call: Call,
+        within: Callable[[nn.Module], nn.Module],
     ) -> None:
+        """Finds the layers and makes the maps.
+
+        Args:
+            pairs: for each teacher, layer of the student -> its own layer; a teacher may have none.
+            student: what is taught.
+            teachers: left unchanged.
+            inputs: all samples; a few are run.
+            call: runs a module on a batch.
+            within: the module that names its layers, within one that `call` runs.
+
+        Raises:
+            ModelError: there are no such layers, or they differ in more than their number of channels.
+        """
         super().__init__()
-        self.pairs, self.call = dict(pairs), call
-        check_hints(pairs, student, "student")
-        for teacher in teachers:
-            check_hints({name: name for name in pairs.values()}, teacher, "teacher")
+        self.pairs, self.call, self.within = [dict(one) for one in pairs], call, within
+        self.names = list(dict.fromkeys(name for one in self.pairs for name in one))
+        check_hints(self.names, within(student), "student")
+        for one, teacher in zip(self.pairs, teachers, strict=True):
+            check_hints(list(one.values()), within(teacher), "teacher")
         self.teachers = [copy.deepcopy(teacher).eval().to(inputs[0].device) for teacher in teachers]
         few = tuple(tensor[:2] for tensor in inputs)
         with torch.no_grad(), self.watching(student) as own:
             call(student, few)
         self.maps = nn.ModuleList()
-        for features in self._taught(few):
-            maps = [self._map(name, own[name], features[other]) for name, other in self.pairs.items()]
+        for one, features in zip(self.pairs, self._taught(few), strict=True):
+            maps = [self._map(name, other, own[name], features[other]) for name, other in one.items()]
             self.maps.append(nn.ModuleList(maps))
         self.to(inputs[0].device)
 
     @contextmanager
     def watching(self, student: nn.Module) -> Iterator[dict[str, Tensor]]:
         """Features of the student's layers, by their names, as it runs."""
-        with _features(student, list(self.pairs)) as found:
+        with _features(self.within(student), self.names) as found:
             yield found
 
     def loss(self, own: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean square difference of all pairs and teachers, relative to the teachers' features."""
         losses = []
-        for maps, features in zip(self.maps, self._taught(batch), strict=True):
+        for one, maps, features in zip(self.pairs, self.maps, self._taught(batch), strict=True):
             assert isinstance(maps, nn.ModuleList)
-            for change, (name, other) in zip(maps, self.pairs.items(), strict=True):
+            for change, (name, other) in zip(maps, one.items(), strict=True):
                 goal = features[other]
                 mapped = change(own[name].movedim(_axis(own[name]), -1)).movedim(-1, _axis(own[name]))
                 losses.append(nn.functional.mse_loss(mapped, goal) / (goal.square().mean() + 1e-8))
@@ -170,19 +190,21 @@ class Hints(nn.Module):
 
     def _taught(self, batch: Batch) -> list[dict[str, Tensor]]:
         found = []
-        for teacher in self.teachers:
-            with torch.no_grad(), _features(teacher, list(self.pairs.values())) as features:
-                self.call(teacher, batch)
+        for one, teacher in zip(self.pairs, self.teachers, strict=True):
+            with torch.no_grad(), _features(self.within(teacher), list(one.values())) as features:
+                if one:
+                    self.call(teacher, batch)
             found.append(dict(features))
         return found
 
-    def _map(self, name: str, own: Tensor, goal: Tensor) -> nn.Module:
+    @staticmethod
+    def _map(name: str, other: str, own: Tensor, goal: Tensor) -> nn.Module:
         axis = _axis(own)
         mine, theirs = list(own.shape), list(goal.shape)
         inner, outer = mine.pop(axis), theirs.pop(axis) if own.dim() == goal.dim() else 0
         if own.dim() != goal.dim() or mine != theirs:
             raise ModelError(
-                f"the hint '{name}' = '{self.pairs[name]}' joins layers of different shapes",
+                f"the hint '{name}' = '{other}' joins layers of different shapes",
                 where=f"{WHERE}, hints",
                 why=f"for one sample the student's is {list(own.shape[1:])} and the teacher's {list(goal.shape[1:])}",
                 hint="join layers that differ in their number of channels only",
@@ -190,14 +212,14 @@ class Hints(nn.Module):
         return nn.Identity() if inner == outer else nn.Linear(inner, outer, bias=False)
 
 
-def check_hints(pairs: Mapping[str, str], module: nn.Module, whose: str) -> None:
+def check_hints(names: Sequence[str], module: nn.Module, whose: str) -> None:
     """Holds that hints name modules.
 
     Raises:
         ModelError: one does not; the closest is proposed.
     """
     known = [name for name, _ in module.named_modules() if name]
-    if unknown := [f"'{name}'{closest(name, known)}" for name in pairs if name not in known]:
+    if unknown := [f"'{name}'{closest(name, known)}" for name in names if name not in known]:
         raise ModelError(
             f"the {whose} has no module {', '.join(unknown)}",
             where=f"{WHERE}, hints",

@@ -35,7 +35,10 @@ KEEP_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """How a student is taught; see `DistilStep` for what the numbers mean."""
+    """How a student is taught; see `DistilStep` for what the numbers mean.
+
+    `hints` hold for every teacher, or there is one mapping for each.
+    """
 
     loss: Literal["kl", "mse"] = "kl"
     temperature: float = 4.0
@@ -45,7 +48,7 @@ class Teaching:
     batch_size: int = 32
     fuse: Literal["mean", "confidence"] = "mean"
     hard: float = 0.3
-    hints: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] | Sequence[Mapping[str, str]] = field(default_factory=dict)
     hint_weight: float = 1.0
     seed: int = 0
 
@@ -80,6 +83,7 @@ def distil(
     labels: Tensor | None = None,
     zeros: Sequence[str] = (),
     call: Call = plainly,
+    within: Callable[[nn.Module], nn.Module] = lambda module: module,
     progress: Callable[[int], None] = lambda epoch: None,
     unfinished: Path | None = None,
 ) -> Taught:
@@ -93,6 +97,7 @@ def distil(
         labels: of all samples, for the first output; `teaching.hard` weighs them. None: teachers alone.
         zeros: names of weights whose zeros stay.
         call: runs a module on a batch.
+        within: the module whose layers `teaching.hints` name, within a student or teacher.
         progress: told how many epochs are done.
         unfinished: a file that keeps the state between epochs, taken up when it is there and removed at the end.
 
@@ -117,7 +122,8 @@ def distil(
     targets = None if labels is None else checked_labels(labels.to(device), goals[0], teaching.loss)
     with torch.random.fork_rng(devices=[]):  # Dropout and maps between features, the same each time.
         torch.manual_seed(teaching.seed)
-        hints = Hints(teaching.hints, taught, teachers, inputs, call) if teaching.hints else None
+        pairs = [teaching.hints] * len(teachers) if isinstance(teaching.hints, Mapping) else teaching.hints
+        hints = Hints(pairs, taught, teachers, inputs, call, within) if any(pairs) else None
         lesson = _Lesson(taught, inputs, goals, targets, hints, teaching, call, held)
         result = lesson.run(zeros, progress, unfinished)
     if unfinished is not None:

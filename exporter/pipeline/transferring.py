@@ -81,26 +81,30 @@ class Transferring(MergeWork):
             "student": source.digest,
             "teachers": [[members[one.label].content, one.classes, one.inputs] for one in self.merge.models],
             "teaching": self.merge.teaching,
+            "hints": [one.hints for one in self.merge.models],
             "total": known_classes(self.plan),
             "inputs": self.inputs,
             "calibration": self.models.data.parts("calibration"),
             "versions": versions("torch"),
         }
+        unfinished = self.models.steps.unfinished("transfer", 1, parts)
         stored = self.models.steps.stored(
-            "transfer", 1, parts, lambda folder: self._build(folder, members, label), label=label,
+            "transfer", 1, parts, lambda folder: self._build(folder, members, label, unfinished), label=label,
             total=self.merge.teaching.epochs,
         )  # fmt: skip
         bare = msgspec.structs.replace(self.plan.model, weights=None)
         student = TorchModel(plan=bare, kind="factory", content=stored.content, folder=stored.folder)
         return student, load_json(stored.folder / "notes.json", tuple[str, ...])
 
-    def _build(self, folder: Path, members: Mapping[str, TorchModel], label: str) -> None:
+    def _build(self, folder: Path, members: Mapping[str, TorchModel], label: str, unfinished: Path) -> None:
         import torch
 
         from exporter.compress import Teaching, distil
         from exporter.onnx_export import FlatModule, prepare_module
 
         teaching = self.merge.teaching
+        hints = tuple(teaching.hints if one.hints is None else one.hints for one in self.merge.models)
+        values = {key: value for key, value in msgspec.structs.asdict(teaching).items() if value is not None}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(teaching.seed)
             student = prepare_module(sources.load_factory(self.plan.model), self.inputs).flat
@@ -111,16 +115,19 @@ class Transferring(MergeWork):
                 student,
                 teachers,
                 tuple(torch.cat(parts) for parts in zip(*batches, strict=True)),
-                Teaching(**msgspec.structs.asdict(teaching)),
+                Teaching(**(values | {"hints": hints})),
+                within=_own,
                 progress=self.models.steps.progress(label),
+                unfinished=unfinished,
             )
         except ModelError as error:
+            outputs = "give the student as many outputs, and as many classes, as its teachers have together; "
+            of_hints = (error.where or "").endswith("hints")
             raise ModelError(
                 error.what,
-                where='[merge] method = "transfer"',
+                where='[merge] method = "transfer"' + (", hints" if of_hints else ""),
                 why=error.why,
-                hint="give the student as many outputs, and as many classes, as its teachers have together; "
-                "`classes` says which classes a teacher knows",
+                hint=error.hint if of_hints else f"{outputs}`classes` says which classes a teacher knows",
             ) from error
         assert isinstance(taught.student, FlatModule)
         write_model(folder, taught.student.inner.state_dict(), ())
@@ -128,7 +135,8 @@ class Transferring(MergeWork):
             f"taught by {len(teachers)}: held-out loss {taught.before:.4g} -> {taught.best:.4g} after {taught.epoch} "
             f"of {teaching.epochs} epochs; {taught.stopped}"
         )
-        (folder / "notes.json").write_bytes(canonical((note,)))
+        again = (f"a run that was stopped was taken up after epoch {taught.resumed}",) if taught.resumed else ()
+        (folder / "notes.json").write_bytes(canonical((note, *again)))
 
     def _teacher(self, member: MergeModelPlan, model: TorchModel) -> nn.Module:
         from exporter.merge import Teacher
@@ -168,3 +176,13 @@ class Transferring(MergeWork):
             fidelity=fidelity,
             metric=fidelity.metric.value if fidelity.metric else None,
         )
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The user's module within a student or teacher, whose layers hints name."""
+    from exporter.merge import Composite, Teacher
+    from exporter.onnx_export import FlatModule
+
+    while isinstance(module, (FlatModule, Teacher, Composite)):
+        module = next(module.members.children()) if isinstance(module, Composite) else module.inner
+    return module
