@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from exporter.compress.calling import Batch, Call, plainly
+from exporter.errors import DataError
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -26,6 +27,9 @@ def reestimate_norms(module: nn.Module, batches: Iterable[Batch], *, call: Call 
         module: left unchanged.
         batches: unlabelled inputs; one batch of a few samples would give poor statistics.
         call: runs the module on a batch.
+
+    Raises:
+        DataError: there are norms, and no batch of several samples to estimate them on.
     """
     result = copy.deepcopy(module).eval()
     norms = batch_norms(result)
@@ -44,4 +48,12 @@ def reestimate_norms(module: nn.Module, batches: Iterable[Batch], *, call: Call 
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
         norm.training = False
-    return result if seen else copy.deepcopy(module).eval()
+    if norms and not seen:
+        raise DataError(
+            "batch norms cannot be estimated on single samples",
+            where="[calibration]",
+            why="a variance over samples needs two of them in a batch",
+            hint="give more samples, or leave the batch free: `[export] batch` and the first number of shapes in "
+            "[model.inputs] fix it; without norms: `norms = false` in [merge], no step `norms` in [compress]",
+        )
+    return result

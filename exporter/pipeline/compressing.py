@@ -142,7 +142,12 @@ class Compressing:
         if isinstance(step, NormsStep):
             from exporter.compress import batch_norms, reestimate_norms
 
-            count = len(batch_norms(module))
+            if not (count := len(batch_norms(module))):
+                raise ModelError(
+                    "there is nothing to estimate again: the model has no batch norms that keep statistics",
+                    where='[[compress.steps]] method = "norms"',
+                    hint="leave the step out; other norms have no statistics",
+                )
             changed = reestimate_norms(module, self.models.calibration(self.inputs), call=call)
             return Made(module=changed, structure=model.structure, notes=(f"{count} batch norms",))
         if isinstance(step, LowRankStep):

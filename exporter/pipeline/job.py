@@ -64,6 +64,7 @@ class Job:
             self.data = DataSets(plan)
         self.int8_sides: list[Int8Side] = []
         self._rework = Rework(plan, self.source, self.data, steps)
+        self._noted: set[str] = set()
         for note in self.notes:
             steps.emit(Note(text=note))
 
@@ -97,15 +98,34 @@ class Job:
         checked = load_json(stored.folder / "data.json", DataChecked)
         for role, facts in (("calibration", checked.calibration), ("evaluation", checked.evaluation)):
             for note in facts.notes if facts else ():
-                self.steps.emit(Note(text=f"{role} data: {note}"))
+                self._tell(f"{role} data: {note}")
         if checked.overlap:
-            text = f"{checked.overlap} samples are in both calibration and evaluation data: accuracy looks too good"
-            self.steps.emit(Note(text=text))
+            self._tell(
+                f"{checked.overlap} samples are in both calibration and evaluation data: accuracy looks too good"
+            )
         return checked, stored.folder
 
+    def _tell(self, text: str) -> None:
+        """A note, once: several targets may look at the same data."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.steps.emit(Note(text=text))
+
     def rework(self, inputs: Inputs, checked: DataChecked, data: Path) -> Reworked:
-        """The trained model, merged where the plan says so, and what [compress] made of it; done once."""
-        return self._rework.run(inputs, checked, data)
+        """The trained model, merged where the plan says so, and what [compress] made of it; done once.
+
+        Torch runs any batch, whatever the files of a target are fixed to: norms, hints and gradients need several
+        samples at a time, and targets share what comes out.
+        """
+        taught = self._taught_on(inputs) if self._rework.needed else inputs
+        if taught != inputs:
+            checked, data = self.check_data(taught)
+        return self._rework.run(inputs, taught, checked, data)
+
+    def _taught_on(self, inputs: Inputs) -> Inputs:
+        """The inputs with a free batch, unless the plan fixes it for every target."""
+        free = [target.export for target in self.plan.targets if target.export.batch == "dynamic"]
+        return self.inputs(free[0]) if free else inputs
 
     def trained_digest(self, inputs: Inputs) -> str:
         """Digest of the model that variants are judged against."""

@@ -54,23 +54,35 @@ class Rework:
         """What `run` gave for these inputs; the trained model itself where nothing was to be done."""
         if inputs in self._done:
             return self._done[inputs]
-        if self.plan.merge is not None or self.plan.compress is not None:
+        if self.needed:
             raise RuntimeError("run() comes first")
         model = TorchModel(plan=self.plan.model, kind=self.source.kind, content=self.source.digest)
         return Reworked(trained=model, final=model, history=())
 
-    def run(self, inputs: Inputs, checked: DataChecked, data: Path) -> Reworked:
+    @property
+    def needed(self) -> bool:
+        """Whether the plan merges or compresses."""
+        return self.plan.merge is not None or self.plan.compress is not None
+
+    def run(self, inputs: Inputs, taught: Inputs, checked: DataChecked, data: Path) -> Reworked:
         """Merges and compresses.
+
+        Args:
+            inputs: of a target's files, by which `done` finds the result.
+            taught: what the models are run on meanwhile; they may leave the batch free.
+            checked: of the data for `taught`.
+            data: folder of the checked data.
 
         Raises:
             GateError: the merged model is worse than what went into it.
         """
-        if inputs not in self._done:
-            self._done[inputs] = self._run(inputs, checked, data)
+        if taught not in self._done:
+            self._done[taught] = self._run(taught, checked, data)
+        self._done[inputs] = self._done[taught]
         return self._done[inputs]
 
     def _run(self, inputs: Inputs, checked: DataChecked, data: Path) -> Reworked:
-        if self.plan.merge is None and self.plan.compress is None:
+        if not self.needed:
             return self.done(inputs)
         trained = TorchModel(plan=self.plan.model, kind=self.source.kind, content=self.source.digest)
         if self.source.kind == "onnx":  # Its members were put together before, as files.

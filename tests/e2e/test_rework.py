@@ -276,6 +276,28 @@ def test_members_are_compressed_first_where_the_plan_says_so(place: Workplace) -
     assert fidelity["outputs"][0]["sqnr_db"] == pytest.approx(last["fidelity"]["outputs"][0]["sqnr_db"], abs=0.01)
 
 
+def test_files_of_one_sample_do_not_bind_what_is_learned_which_is_learned_once_for_all_targets(
+    place: Workplace,
+) -> None:
+    place.write("model.py", FACTORY.replace("nn.ReLU(), ", "nn.BatchNorm1d(32), nn.ReLU(), "))
+    file = plan(place, '[targets.arm]\nexport = { batch = 1 }\n[[compress.steps]]\nmethod = "norms"\n', gate=1.0)
+    text = file.read_text().replace('weights = "base.safetensors"\n', "")
+    file.write_text(text)
+    result = place.build(file)
+    assert result.code == 0, result.err
+    cpu, arm = result.document["targets"]
+    assert cpu["history"] == arm["history"]
+    assert arm["history"][1]["fidelity"]["outputs"][0]["sqnr_db"] < 60
+    done = [event["step"] for event in result.events if event["type"] == "StepFinished"]
+    assert done.count("compress: 1 norms") == 1
+    # Where the plan fixes it for all, a variance cannot be taken.
+    file.write_text(text.replace("[targets.arm]\nexport = { batch = 1 }", "[export]\nbatch = 1"))
+    refused(place.run("build", file), 3, "batch norms cannot be estimated on single samples")
+    file.write_text(text)
+    place.write("model.py", FACTORY)
+    refused(place.run("build", file), 3, "the model has no batch norms that keep statistics")
+
+
 def test_compressing_first_needs_something_to_compress(place: Workplace) -> None:
     file = plan(place, '[merge]\norder = "compress-first"\n' + members("a", "b"))
     refused(place.run("build", file), 3, "merge.order", "there are none")
@@ -292,9 +314,9 @@ def test_a_student_learns_from_teachers_whose_classes_stand_elsewhere(place: Wor
         swapped[name] = swapped[name].flip(0)
     save_file(swapped, place / "swapped.safetensors")
     merge = (
-        '[merge]\nmethod = "transfer"\n[merge.teaching]\nfuse = "confidence"\nrate = 0.02\n'
+        '[merge]\nmethod = "transfer"\n[merge.teaching]\nfuse = "confidence"\nrate = 0.02\nhints = { "1" = "1" }\n'
         '[[merge.models]]\nweights = "a.safetensors"\nclasses = [0, 2]\nargs = {}\n'
-        '[[merge.models]]\nweights = "swapped.safetensors"\nclasses = [2, 0]\nargs = {}\n'
+        '[[merge.models]]\nweights = "swapped.safetensors"\nclasses = [2, 0]\nargs = {}\nhints = { "2" = "2" }\n'
     )
     file = plan(place, merge)
     file.write_text(file.read_text().replace('weights = "base.safetensors"', "args = { width = 6, classes = 3 }"))
@@ -306,6 +328,17 @@ def test_a_student_learns_from_teachers_whose_classes_stand_elsewhere(place: Wor
     assert history["student"]["cost"]["parameters"] == 32 * 6 + 6 + 18 + 3
     assert min(entry["metric"] for entry in history.values()) > 0.7
     assert "held-out loss" in history["student"]["notes"][0]
+    file.write_text(file.read_text().replace('hints = { "2" = "2" }', 'hints = { "1" = "11" }'))
+    refused(
+        place.run("build", file), 3, "the teacher has no module '11'; did you mean '1'?", "hints", "its modules: 0"
+    )
+
+
+def test_hints_of_teachers_are_refused_where_they_would_not_act(place: Workplace) -> None:
+    merge = '[merge]\nmethod = "transfer"\n[merge.teaching]\nhint_weight = 2.0\n' + members("a", "b")
+    refused(place.run("build", plan(place, merge)), 3, "merge.teaching.hint_weight: there are no `hints`")
+    merge = "[merge]\n" + members("a", "b") + 'hints = { "1" = "1" }\n'
+    refused(place.run("build", plan(place, merge)), 3, "merge.models[1].hints: 'average' does not use it")
 
 
 def test_a_student_whose_outputs_do_not_match_is_refused(place: Workplace) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exporter.artifacts import canonical
 from exporter.compress import (
+    Taught,
     Teaching,
     apply_structure,
     distil,
@@ -46,10 +47,13 @@ def test_norms_get_the_statistics_of_the_inputs_and_the_original_keeps_its_own()
     assert repaired[1].momentum == model[1].momentum
 
 
-def test_inputs_that_are_too_few_leave_norms_as_they_are() -> None:
+def test_single_samples_are_refused_because_they_have_no_variance() -> None:
     model = net()
-    repaired = reestimate_norms(model, [(images(1),)])
-    assert torch.equal(repaired[1].running_var, model[1].running_var)
+    with pytest.raises(DataError, match="cannot be estimated on single samples"):
+        reestimate_norms(model, [(images(1),), (images(1),)])
+    # A last batch of one is left out, and a model without norms needs none.
+    assert not torch.equal(reestimate_norms(model, [(images(4),), (images(1),)])[1].running_var, model[1].running_var)
+    reestimate_norms(nn.Flatten(), [(images(1),)])
 
 
 def test_pairs_of_nearly_full_energy_compute_the_same() -> None:
@@ -229,6 +233,25 @@ def test_hints_bring_features_together_although_widths_differ() -> None:
 
     assert explained(hinted.student) > explained(plain.student) + 0.02
     assert hinted.best < hinted.before
+
+
+def test_teachers_may_have_hints_of_their_own_layers() -> None:
+    inside = nn.Sequential(nn.Identity(), classifier(0, width=16))
+
+    def taught(*hints: dict[str, str]) -> Taught:
+        teaching = Teaching(epochs=15, rate=1e-2, hints=hints)
+        return distil(classifier(1), [classifier(0), inside, classifier(2)], samples(), teaching)
+
+    several, one = taught({"2": "2"}, {"0": "1.0"}, {}), taught({"2": "2"}, {}, {})
+    assert several.epoch > 0
+    assert not torch.equal(several.student[0].weight, one.student[0].weight)
+    # The modules that name the layers may lie within those that are run.
+    within = distil(
+        nn.Sequential(nn.Identity(), classifier(1)), [nn.Sequential(nn.Identity(), classifier(0))], samples(),
+        Teaching(epochs=3, hints={"2": "2"}), within=lambda module: module[1],
+    )  # fmt: skip
+    plain = distil(classifier(1), [classifier(0)], samples(), Teaching(epochs=3, hints={"2": "2"}))
+    assert within.best == pytest.approx(plain.best)
 
 
 def test_hints_that_join_nothing_are_refused() -> None:
