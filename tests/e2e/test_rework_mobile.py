@@ -45,7 +45,10 @@ method = "norms"
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # Three runs of the converter, each of half a minute on a busy machine.
-@pytest.mark.skipif(load_target("mobile").missing() is not None, reason="the extra `mobile` is missing")
+@pytest.mark.skipif(
+    load_target("mobile").missing(load_target("mobile").options_type()) is not None,
+    reason="the extra `mobile` is missing",
+)
 def test_channels_are_pruned_to_a_latency_on_a_phones_runtime_and_norms_see_whole_batches(place: Workplace) -> None:
     place.write("model.py", FACTORY)
     place.npz("calib.npz", x=np.random.default_rng(0).normal(1, 2, (48, 32)).astype(np.float32))
