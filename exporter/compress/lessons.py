@@ -23,7 +23,7 @@ def answers_of(teachers: Sequence[nn.Module], inputs: Batch, call: Call, device:
     """Outputs of each teacher on all inputs.
 
     Raises:
-        ModelError: they differ in number or shape.
+        ModelError: they differ in number or shape, or hold NaN or infinity.
     """
     answers: list[list[Tensor]] = []
     for teacher in teachers:
@@ -33,6 +33,14 @@ def answers_of(teachers: Sequence[nn.Module], inputs: Batch, call: Call, device:
             for start in range(0, len(inputs[0]), AT_ONCE):
                 parts.append(call(knows, tuple(tensor[start : start + AT_ONCE] for tensor in inputs)))
         answers.append([torch.cat(outputs) for outputs in zip(*parts, strict=True)])
+    for index, outputs in enumerate(answers):
+        if not all(bool(torch.isfinite(output).all()) for output in outputs):
+            which = f"teacher {index + 1} of {len(teachers)}" if len(teachers) > 1 else "the teacher"
+            raise ModelError(
+                f"{which} answers NaN or infinity, which cannot be learned",
+                where=f"{WHERE}, teachers",
+                hint="look at its weights, and at the scale of its inputs ([model.inputs] preprocess)",
+            )
     shapes = {tuple(tuple(output.shape) for output in outputs) for outputs in answers}
     if len(shapes) > 1:
         raise ModelError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from exporter.errors import ModelError, closest
+from exporter.errors import ModelError, closest, shorten
 from exporter.merge.fusing import Fusion, fuse
 from exporter.merge.wiring import Takes, exposed, output_name, running_order
 
@@ -115,9 +116,22 @@ class Composite(nn.Module):
             )
         taken = [values[source] for source in takes.values()]
         module = getattr(self.members, _attribute(label))
-        result = module(
-            *(taken[index] for index in positional), **{own: taken[index] for own, index in keywords.items()}
-        )
+        chained = [source for source in takes.values() if source not in self.inputs]
+        try:
+            result = module(
+                *(taken[index] for index in positional), **{own: taken[index] for own, index in keywords.items()}
+            )
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            # Whoever runs the whole speaks of a member's own faults, and whoever exports of the exporter's.
+            if not chained or torch.compiler.is_exporting():
+                raise
+            given = ", ".join(f"{source} {list(values[source].shape)}" for source in takes.values())
+            raise ModelError(
+                f"'{label}' cannot be run on what it is fed with",
+                where=f"[[merge.models]] {label}, inputs",
+                why=f"{given}: {shorten(error)}",
+                hint="feed it from an output of the shape that its input has",
+            ) from error
         found = list(self.named(result))
         if outputs and len(outputs) != len(found):
             raise ModelError(

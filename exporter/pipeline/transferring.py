@@ -121,13 +121,14 @@ class Transferring(MergeWork):
                 unfinished=unfinished,
             )
         except ModelError as error:
-            outputs = "give the student as many outputs, and as many classes, as its teachers have together; "
-            of_hints = (error.where or "").endswith("hints")
+            # What is said of a step stands in other keys here.
+            _, _, key = (error.where or "").partition(", ")
+            hint = "give the student as many outputs, and as many classes, as its teachers have together; `classes` "
             raise ModelError(
                 error.what,
-                where='[merge] method = "transfer"' + (", hints" if of_hints else ""),
+                where='[merge] method = "transfer"' + (f", {key}" if key else ""),
                 why=error.why,
-                hint=error.hint if of_hints else f"{outputs}`classes` says which classes a teacher knows",
+                hint=f"{hint}says which classes a teacher knows" if error.why and not key else error.hint,
             ) from error
         assert isinstance(taught.student, FlatModule)
         write_model(folder, taught.student.inner.state_dict(), ())

@@ -157,6 +157,14 @@ def test_what_a_chain_takes_must_be_there(shared: Workplace) -> None:
         '[[merge.models]]\nname = "encoder"\nsource = "model.py:encoder"\n'
     )
     refused(shared.run("build", plan(shared, chain, source="")), 3, "did you mean 'encoder.features'?")
+    # It is there, and has another shape.
+    wide = (
+        chain.replace('model.py:head"\n', 'model.py:make"\n')
+        .replace("input = ", "image = ")
+        .replace('feature"', 'features"')
+    )
+    said = "'four' cannot be run on what it is fed with", "encoder.features [", "[[merge.models]] four, inputs"
+    refused(shared.run("build", plan(shared, wide, source="")), 3, *said)
     circle = (
         'method = "stack"\n[[merge.models]]\nname = "x"\nsource = "model.py:head"\ninputs = { input = "y.o" }\n'
         '[[merge.models]]\nname = "y"\nsource = "model.py:head"\ninputs = { input = "x.o" }\n'

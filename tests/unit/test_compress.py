@@ -177,6 +177,16 @@ def test_a_student_with_other_outputs_is_refused_with_both_shapes() -> None:
         distil(classifier(1), [classifier(0), classifier(0, classes=4)], samples(), Teaching())
 
 
+def test_a_teacher_that_answers_nan_is_refused_by_its_number() -> None:
+    broken = classifier(2)
+    with torch.no_grad():
+        broken[-1].bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="teacher 2 of 2 answers NaN or infinity"):
+        distil(classifier(1), [classifier(0), broken], samples(), Teaching())
+    with pytest.raises(ModelError, match="the student's loss is not finite before"):
+        distil(broken, [classifier(0)], samples(), Teaching())
+
+
 def test_the_surest_teacher_counts_for_each_sample() -> None:
     class Knows(nn.Module):
         def __init__(self, side: int) -> None:
