@@ -10,7 +10,7 @@ from exporter.console import Console
 from exporter.tables import (
     BENCHMARK_COLUMNS,
     PROFILE_COLUMNS,
-    across_text,
+    across_lines,
     alternative_columns,
     alternative_rows,
     apart_text,
@@ -144,5 +144,5 @@ def show_profile(console: Console, manifest: Manifest, measured: Profile) -> Non
     )
     if (delegation := delegation_text(measured.variants)) is not None:
         console.result(delegation)
-    if (across := across_text(measured)) is not None:
-        console.result(across)
+    for line in across_lines(measured):
+        console.result(line)

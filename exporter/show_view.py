@@ -11,7 +11,7 @@ from exporter.console import Console
 from exporter.tables import (
     PROFILE_COLUMNS,
     REASONS,
-    across_text,
+    across_lines,
     delegation_text,
     fidelity_columns,
     fidelity_rows,
@@ -130,8 +130,8 @@ def _show_latency(console: Console, view: BundleView) -> None:
             _say(console, f"{one.variant} against {one.baseline}: {ratio(one)}, {one.verdict}")
         if (delegation := delegation_text(profile.variants)) is not None:
             _say(console, delegation)
-        if (across := across_text(profile)) is not None:
-            _say(console, across)
+        for line in across_lines(profile):
+            _say(console, line)
         for flag in profile.flags:
             _say(console, f"note: {flag}")
     for counted in view.instructions.values():

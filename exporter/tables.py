@@ -208,16 +208,16 @@ def delegation_text(variants: Sequence[VariantProfile | VariantInstructions]) ->
     return f"operators that {found[0][1].delegate} computes: {shares}"
 
 
-def across_text(profile: Profile) -> str | None:
-    """Each variant against itself on another runtime; None where that was not measured."""
+def across_lines(profile: Profile) -> list[str]:
+    """Each variant against itself on another runtime; nothing where that was not measured."""
     if not profile.across:
-        return None
+        return []
     first = profile.across[0]
     pairs = ", ".join(f"{one.variant} {one.ratio:.2f}x [{one.low:.2f}, {one.high:.2f}]" for one in profile.across)
-    return (
-        f"{profile.runtime.name} against {first.baseline}, the same files in processes in turn: {pairs}; intervals "
-        f"are widened by the {first.widened_by:.2f}x that {first.baseline} differs by from itself"
-    )
+    return [
+        f"{profile.runtime.name} against {first.baseline}, the same files in processes in turn: {pairs}",
+        f"intervals are widened by the {first.widened_by:.2f}x that {first.baseline} differs by from itself",
+    ]
 
 
 def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from exporter.report.page import Block, Distribution, Figure, Lines, Section, Se
 from exporter.report.tradeoffs import place_of
 from exporter.tables import (
     BENCHMARK_COLUMNS,
-    across_text,
+    across_lines,
     benchmark_rows,
     delegation_text,
     instruction_kinds,
@@ -74,8 +74,8 @@ def _profile(profile: Profile) -> tuple[Block, ...]:
         alt=f"distribution of latency of {', '.join(one.label for one in series)}; the table has the percentiles",
         plot=Distribution(series=series),
     )
-    facts = (delegation_text(profile.variants), across_text(profile))
-    told = (*(fact for fact in facts if fact is not None), *profile.flags)
+    delegation = delegation_text(profile.variants)
+    told = (*((delegation,) if delegation else ()), *across_lines(profile), *profile.flags)
     flags = (Lines(items=told),) if told else ()
     state = Table(
         caption="The host, before and after",
