@@ -34,7 +34,7 @@ def with_pixels(
     Raises:
         InputError: no input has any, one is not what pixels become, or the target cannot do it.
     """
-    if need.program and not need.pixels:
+    if (need.program or need.calibration) and not need.pixels:
         raise InputError(
             f"target '{target}' cannot make preprocessing a part of its files",
             where=WHERE,

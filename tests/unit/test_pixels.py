@@ -129,9 +129,10 @@ def test_a_scale_of_zero_is_refused() -> None:
         form_of(steps)
 
 
-def test_a_target_that_cannot_do_it_is_refused() -> None:
+@pytest.mark.parametrize("asked", [{"program": True}, {"calibration": True}])
+def test_a_target_that_cannot_do_it_is_refused(asked: dict[str, bool]) -> None:
     with pytest.raises(InputError, match="cannot make preprocessing a part") as caught:
-        with_pixels("other", need(program=True), (spec_of(Preprocessing()),), {"x": Preprocessing()})
+        with_pixels("other", need(**asked), (spec_of(Preprocessing()),), {"x": Preprocessing()})
     assert '[targets.other.export] preprocess = "outside"' in str(caught.value.hint)
 
 
