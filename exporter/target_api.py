@@ -132,8 +132,8 @@ class Need(Value, frozen=True, kw_only=True):
         calibration: hand over the calibration samples and what `[quantize]` asks for.
         form: how the files take and give tensors, where that is not as the model does.
         dynamic: whether a dynamically quantized file is welcome too, where the model is one that gains from it.
-        pixels: for a target that converts or quantizes by itself, whether its files can take bytes; the ONNX files that
-            others are handed do already.
+        pixels: for a target that converts or quantizes by itself, whether its files can take bytes; the ONNX files
+            that others are handed do already.
     """
 
     opset: int
