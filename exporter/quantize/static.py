@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError, shorten
-from exporter.quantize.biases import clipped_biases
+from exporter.quantize.biases import clipped_biases, widen_scales
 from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.details import check_names, one_scale, quant_type
 from exporter.quantize.prepare import PREPARED, external_size, prepare_float
@@ -115,11 +115,26 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
     left = dict.fromkeys(_masked_nodes(model.graph, states), MASKED)
     single = one_scale(model.graph, scheme)
     _quantize(prepared, states, output, scheme, single, left)
-    # A large bias gets wider scales of signed weights from onnxruntime; with unsigned ones it is cut to 32 bits.
-    if clipped := clipped_biases(onnx.load(output)):
-        left |= dict.fromkeys(clipped, OVERFLOW)
+    if overflowing := _mend_biases(prepared, output):
+        left |= dict.fromkeys(overflowing, OVERFLOW)
         _quantize(prepared, states, output, scheme, single, left)
+        _mend_biases(prepared, output)
     return coverage_of(output, scheme, left)
+
+
+def _mend_biases(prepared: Path, output: Path) -> list[str]:
+    """Makes biases fit into 32 bits where onnxruntime cut them; names of nodes where that cannot be done."""
+    import onnx
+
+    model = onnx.load(output)
+    if not clipped_biases(model):
+        return []
+    left = widen_scales(model, onnx.load(prepared))
+    external = external_size(output) > 0
+    for file in output.parent.glob(f"{output.name}.*"):
+        file.unlink()  # onnx would write behind what is there.
+    onnx.save(model, output, save_as_external_data=external, location=f"{output.name}.data")
+    return left
 
 
 def _quantize(

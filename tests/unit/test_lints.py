@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from exporter.artifacts import Coverage, Lint, QuantScheme
 from exporter.pipeline.linting import lint_text, lints_for
@@ -64,6 +68,12 @@ def found(
     coverage = quantize_calibrated(folder / "calibrated", output, scheme=scheme)
     lints = lint(folder / "calibrated", output, scheme=scheme, coverage=coverage, samples=len(x))
     return list(lints), coverage
+
+
+def outputs(folder: Path, x: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Of the float file, then of the int8 one that `found` made beside it."""
+    for name in ("float.onnx", "int8/model.onnx"):
+        yield InferenceSession(folder / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
 
 
 def of(lints: list[Lint], kind: str) -> list[str]:
@@ -202,6 +212,27 @@ def test_a_bias_that_int32_cannot_hold_widens_the_scale_of_its_weights(tmp_path)
     assert clipped_biases(onnx.load(tmp_path / "int8" / "model.onnx")) == []
 
 
+@given(
+    small=st.floats(-12, -7), bias=st.floats(0.5, 20).flatmap(lambda size: st.sampled_from((size, -size))),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_unsigned_weights_get_a_wider_scale_too_and_lose_nothing_by_it(small, bias, seed):
+    random = np.random.default_rng(seed)
+    w, b = random.normal(size=(6, 8)), random.normal(size=8)
+    w[:, 5] *= 10**small
+    b[5] = bias
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        lints, coverage = found(folder, dense(w=w, b=b), QuantScheme(weights="uint8"))
+        assert of(lints, "bias-overflow") == ["first"]
+        assert coverage.quantized == coverage.eligible
+        assert clipped_biases(onnx.load(folder / "int8" / "model.onnx")) == []
+        want, have = outputs(folder, np.random.default_rng(1).normal(size=(64, 6)).astype(np.float32))
+    # One step of a result that spans what the network gives.
+    np.testing.assert_allclose(have, want, atol=0.05 * np.abs(want).max())
+
+
 def test_a_bias_that_would_be_cut_leaves_its_node_in_float(tmp_path):
     w = np.random.default_rng(0).normal(size=(6, 8)) * 1e-7
     model = dense(w=w, b=np.full(8, 3.0))
@@ -210,12 +241,7 @@ def test_a_bias_that_would_be_cut_leaves_its_node_in_float(tmp_path):
     assert "bias does not fit" in next(skipped.reason for skipped in coverage.skipped if skipped.node == "first")
     assert any("bias does not fit" in one.action for one in lints if one.kind == "float-ops")
     x = np.random.default_rng(1).normal(size=(64, 6)).astype(np.float32)
-    from onnxruntime import InferenceSession
-
-    want, have = (
-        InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
-        for name in ("float.onnx", "int8/model.onnx")
-    )
+    want, have = outputs(tmp_path, x)
     assert np.abs(want - have).max() < 0.05 * np.abs(want).max()
 
 
