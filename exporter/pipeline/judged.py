@@ -35,11 +35,11 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Change:
-    """A change that stayed: its place among the repairs, what it does to a scheme, and whether nodes become float."""
+    """A change that stayed: its place among the repairs, what it does to a scheme, and whether it costs latency."""
 
     index: int
     apply: Callable[[QuantScheme], QuantScheme]
-    floats: bool
+    slower: bool
 
 
 def products_only(ops: Sequence[str]) -> str:
@@ -95,9 +95,15 @@ def noise_db(one: Judged) -> float:
 
 
 def better(one: Judged, other: Judged) -> bool:
-    """Whether a model is nearer to the gate: it passes, loses less, or, with equal losses, has less noise."""
+    """Whether a model is nearer to the gate: it passes, loses less, or, with equal losses, has less noise.
+
+    One that has nothing in int8 is exact and of no use.
+    """
     if one.passed != other.passed:
         return one.passed
+    filled = [side.model.file.coverage.quantized > 0 for side in (one, other)]
+    if filled[0] != filled[1]:
+        return filled[0]
     losses = [_loss(side.fidelity) for side in (one, other)]
     return losses[0] < losses[1] or (losses[0] == losses[1] and noise_db(one) > noise_db(other) + GAIN_DB)
 

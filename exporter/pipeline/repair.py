@@ -1,8 +1,8 @@
 """Brings an int8 model that fails the gate back within it, the cheapest change first.
 
-Even channels cost nothing at run time, nor does another observer or other scales of weights; a node in float does.
-So nodes become float last: a few of the worst, then all but convolutions and matrix products, then as many of the
-worst as it takes.
+Even channels cost nothing at run time, nor does another observer or other scales of weights. Unsigned weights cost
+something, and a node in float more, so nodes become float last: a few of the worst, then all but convolutions and
+matrix products, then as many of the worst as it takes.
 What a later change made useless is taken back.
 """
 
@@ -30,7 +30,7 @@ FEW = 4
 """Nodes that become float by themselves before everything but convolutions and matrix products does."""
 NAMES_SHOWN = 3
 
-Remedy = Literal["equalize", "saturation", "observers", "scales", "few-floats", "products", "floats"]
+Remedy = Literal["equalize", "saturation", "observers", "scales", "unsigned", "few-floats", "products", "floats"]
 REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
 """All of them, the cheapest first."""
 
@@ -96,6 +96,7 @@ class Repairing:
             "saturation": self._saturation,
             "observers": self._observers,
             "scales": self._scales,
+            "unsigned": self._unsigned,
             "few-floats": lambda: self._floats(FEW),
             "products": self._products,
             "floats": self._floats,
@@ -139,33 +140,43 @@ class Repairing:
         if changed and not self.best.passed and self._scheme.per_channel:
             self._try(f"one scale for the weights of {_named(changed)}", per_tensor=tuple(changed))
 
+    def _unsigned(self) -> None:
+        """All 8 bits of weights where signed ones have 7: sums of unsigned ones never saturate, and take longer."""
+        if self._scheme.weights == "int8" and self._scheme.reduce_range:
+            self._try("8-bit unsigned weights", slower=True, weights="uint8", reduce_range=False)
+
     def _products(self) -> None:
         """Leaves int8 to what gains most by it: chains of small operators lose much in 8 bits and gain little."""
         if not self._scheme.ops and (ops := self._workshop.products(self.best.model)):
-            self._try(products_only(ops), floats=True, ops=ops)
+            self._try(products_only(ops), slower=True, ops=ops)
 
     def _floats(self, most: int | None = None) -> None:
         """Doubles the number of worst nodes in float until the gate is met, then halves what can be taken back."""
         base, before = self.best, len(self._kept)
         order = [node.node for node in self._ranked() if node.op not in MOVERS]
         # With every node in float nothing of int8 would be left.
-        most = min(len(order) - 1, most or len(order))
+        most, emptied = min(len(order) - 1, most or len(order)), False
         failed, passed = self._in_vain[1] if self._in_vain[0] is base else 0, None
         while passed is None and failed < most and not self.ended:
-            count = min(max(1, 2 * failed), most)
-            if self._try_float(base, order[:count], before):
+            count = (failed + most + 1) // 2 if emptied else min(max(1, 2 * failed), most)
+            candidate = self._try_float(base, order[:count], before)
+            if candidate is not None and not candidate.model.file.coverage.quantized:
+                most, emptied = count - 1, True
+            elif candidate is not None and candidate.passed:
                 passed = count
-            failed = count if passed is None else failed
+            else:
+                failed = count
         self._in_vain = base, failed
         while passed is not None and passed - failed > 1 and not self.ended:
             middle = (passed + failed) // 2
-            if self._try_float(base, order[:middle], before):
+            candidate = self._try_float(base, order[:middle], before)
+            if candidate is not None and candidate.passed:
                 passed = middle
             else:
                 failed = middle
 
-    def _try_float(self, base: Judged, names: Sequence[str], before: int) -> bool:
-        """Whether the gate is met with these nodes in float; takes the place of what was kept after `before`."""
+    def _try_float(self, base: Judged, names: Sequence[str], before: int) -> Judged | None:
+        """The model with these nodes in float; takes the place of what was kept after `before` where it is better."""
 
         def apply(scheme: QuantScheme) -> QuantScheme:
             exclude = (*scheme.exclude, *(name for name in names if name not in scheme.exclude))
@@ -173,7 +184,7 @@ class Repairing:
 
         candidate = self._judged(apply(base.model.file.scheme))
         if candidate is None:
-            return False
+            return None
         # Fewer nodes in float are better once the gate is met, whatever that costs in SQNR.
         kept = candidate.passed or (not self.best.passed and better(candidate, self.best))
         if kept:
@@ -181,8 +192,8 @@ class Repairing:
                 self._mark(change.index, kept=False)
             del self._kept[before:]
         count = f"{len(names)} nodes" if len(names) > 1 else "1 node"
-        self._record(f"{count} in float: {_named(names)}", candidate, apply, before=base, kept=kept, floats=True)
-        return candidate.passed
+        self._record(f"{count} in float: {_named(names)}", candidate, apply, before=base, kept=kept, slower=True)
+        return candidate
 
     def _take_back(self) -> None:
         """Drops changes that the gate is met without; one that costs nothing stays where it still brings SQNR."""
@@ -193,7 +204,7 @@ class Repairing:
             candidate = self._judged(self._scheme_of(others))
             if candidate is None or not candidate.passed:
                 continue
-            if change.floats or noise_db(candidate) > noise_db(self.best) - GAIN_DB:
+            if change.slower or noise_db(candidate) > noise_db(self.best) - GAIN_DB:
                 self._mark(change.index, kept=False)
                 self._kept = others
                 self.best = candidate
@@ -212,7 +223,7 @@ class Repairing:
             scheme = change.apply(scheme)
         return scheme
 
-    def _try(self, text: str, *, floats: bool = False, **values: object) -> None:
+    def _try(self, text: str, *, slower: bool = False, **values: object) -> None:
         def apply(scheme: QuantScheme) -> QuantScheme:
             return changed(scheme, values)
 
@@ -220,7 +231,7 @@ class Repairing:
         candidate = self._judged(apply(self._scheme))
         if candidate is not None:
             kept = better(candidate, before)
-            self._record(text, candidate, apply, before=before, kept=kept, floats=floats)
+            self._record(text, candidate, apply, before=before, kept=kept, slower=slower)
 
     def _judged(self, scheme: QuantScheme) -> Judged | None:
         self.ended = self.ended or not self._budget.spend()
@@ -234,11 +245,11 @@ class Repairing:
         *,
         before: Judged,
         kept: bool,
-        floats: bool,
+        slower: bool,
     ) -> None:
         self.repairs.append(change_of(text, before, candidate, kept=kept))
         if kept:
-            self._kept.append(Change(len(self.repairs) - 1, apply, floats))
+            self._kept.append(Change(len(self.repairs) - 1, apply, slower))
             self.best = candidate
 
     def _mark(self, index: int, **values: object) -> None:

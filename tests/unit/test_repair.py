@@ -36,7 +36,11 @@ class Net:
         uneven: int = 0,
         metric: bool = False,
         small: frozenset[str] = frozenset(),
+        saturating: float = 1.0,
+        followers: frozenset[str] = frozenset(),
     ) -> None:
+        self.saturating = saturating
+        self.followers = followers
         self.small = small
         self.ops: dict[str, str] = {}
         self.noise = noise
@@ -50,9 +54,11 @@ class Net:
         for name in scheme.observers:
             if name in kept:
                 kept[name] /= 2
-        return sum(kept.values()) / (4 if scheme.equalize else 1)
+        return sum(kept.values()) / (4 if scheme.equalize else 1) * (self.saturating if scheme.reduce_range else 1)
 
     def is_int8(self, name: str, scheme: QuantScheme) -> bool:
+        if name in self.followers:  # Int8 only where something else is.
+            return any(self.is_int8(other, scheme) for other in set(self.noise) - self.followers)
         return name not in scheme.exclude and not (scheme.ops and name in self.small)
 
     def products(self, model: Int8Model) -> tuple[str, ...]:
@@ -175,6 +181,29 @@ def test_full_range_weights_are_tried_with_a_bit_less():
     net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
     net.repair(scheme=QuantScheme(reduce_range=False))
     assert net.judged[0].reduce_range
+
+
+def test_unsigned_weights_of_8_bits_come_before_nodes_in_float_and_go_where_the_gate_is_met_without():
+    net = Net({"a": 1.0, "b": 0.9, "c": 0.9, "d": 0.8}, allowed=0.4, saturating=4)
+    scheme = net.repair().model.file.scheme
+    assert (scheme.weights, scheme.reduce_range) == ("uint8", False)
+    assert len(scheme.exclude) == 3
+    net = Net({"worst": 1.0, "a": 0.01, "b": 0.01, "c": 0.01}, allowed=0.2, saturating=4)
+    assert net.repair().model.file.scheme == QuantScheme(reduce_range=True, exclude=("worst",))
+
+
+def test_a_model_of_which_nothing_is_int8_is_never_the_best_and_the_largest_number_of_floats_is_found():
+    noise = {f"conv{number}": 1.0 - number / 100 for number in range(9)} | {
+        f"clip{number}": 0.5 for number in range(9)
+    }
+    clips = frozenset(name for name in noise if name.startswith("clip"))
+    net = Net(noise, allowed=5.5, followers=clips)
+    repaired = net.repair()
+    assert repaired.passed
+    assert len(repaired.model.file.scheme.exclude) == 8
+    hopeless = Net(noise, allowed=1.0, followers=clips).repair()
+    assert not hopeless.passed
+    assert hopeless.model.file.coverage.quantized > 0
 
 
 def test_every_change_is_reported_with_what_it_brought():
