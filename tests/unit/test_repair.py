@@ -37,9 +37,10 @@ class Net:
         metric: bool = False,
         small: frozenset[str] = frozenset(),
         saturating: float = 1.0,
+        unsigned: float = 1.2,
         followers: frozenset[str] = frozenset(),
     ) -> None:
-        self.saturating = saturating
+        self.saturating, self.unsigned = saturating, unsigned
         self.followers = followers
         self.small = small
         self.ops: dict[str, str] = {}
@@ -77,7 +78,8 @@ class Net:
     def race(self, after: Int8Model, before: Int8Model) -> float:
         """Every node in float costs a tenth of the latency."""
         floats = [len(self.noise) - model.file.coverage.quantized for model in (after, before)]
-        return (10 + floats[0]) / (10 + floats[1])
+        slower = self.unsigned if after.file.scheme.weights == "uint8" != before.file.scheme.weights else 1
+        return slower * (10 + floats[0]) / (10 + floats[1])
 
     def judge(self, scheme: QuantScheme) -> Judged:
         self.judged.append(scheme)
@@ -190,6 +192,12 @@ def test_unsigned_weights_of_8_bits_come_before_nodes_in_float_and_go_where_the_
     assert len(scheme.exclude) == 3
     net = Net({"worst": 1.0, "a": 0.01, "b": 0.01, "c": 0.01}, allowed=0.2, saturating=4)
     assert net.repair().model.file.scheme == QuantScheme(reduce_range=True, exclude=("worst",))
+
+
+def test_unsigned_weights_are_not_tried_where_their_kernels_are_much_slower():
+    net = Net({"a": 1.0, "b": 0.9, "c": 0.9, "d": 0.8}, allowed=0.4, saturating=4, unsigned=6)
+    net.repair()
+    assert {scheme.weights for scheme in net.judged} == {"int8"}
 
 
 def test_a_model_of_which_nothing_is_int8_is_never_the_best_and_the_largest_number_of_floats_is_found():
