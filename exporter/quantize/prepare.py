@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import StageError, shorten
 from exporter.quantize.equalize import equalize
+from exporter.quantize.opset import raised
 from exporter.quantize.sharing import share_weights
 
 if TYPE_CHECKING:
@@ -55,7 +57,10 @@ def prepare_float(model: Path, folder: Path, *, equalized: bool) -> Path:
         equalized: even out channels between neighbouring layers.
     """
     prepared = folder / PREPARED
-    prepare(model, prepared, large=is_large(model), equalized=equalized)
+    large = is_large(model)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="raised-") as place:
+        source = model if large else raised(model, Path(place))
+        prepare(source, prepared, large=large, equalized=equalized)
     return prepared
 
 

@@ -13,6 +13,7 @@ from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.biases import clipped_biases, widen_scales
 from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.details import check_names, one_scale, quant_type
+from exporter.quantize.opset import PER_CHANNEL_OPSET, opset_of
 from exporter.quantize.prepare import PREPARED, external_size, prepare_float
 from exporter.quantize.states import States, load_states, merged, save_states
 from exporter.quantize.streaming import observe, tensors_to_observe
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     Inputs = Mapping[str, NDArray[np.generic]]
 
-PER_CHANNEL_OPSET = 13
-"""The first opset whose QuantizeLinear has an axis."""
 STATES = "states.npz"
 
 
@@ -209,12 +208,11 @@ def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:
 
 
 def _check_opset(model: onnx.ModelProto, scheme: QuantScheme) -> None:
-    opset = next(
-        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), PER_CHANNEL_OPSET
-    )
+    opset = opset_of(model)
     if scheme.per_channel and opset < PER_CHANNEL_OPSET:
         raise InputError(
             f"int8 with one scale a channel needs ONNX opset {PER_CHANNEL_OPSET}; the model has {opset}",
             where="quantize.per_channel",
-            hint="`--set quantize.per_channel=false`, or convert the model with onnx.version_converter",
+            why="it has operators that onnx.version_converter cannot bring to a newer opset",
+            hint=f"`--set quantize.per_channel=false`, or export the model again with opset {PER_CHANNEL_OPSET}",
         )

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 from support import quadrant_onnx, quadrants
 
 from exporter.artifacts import Coverage, QuantScheme
@@ -359,6 +360,47 @@ def test_names_that_the_graph_does_not_have_are_refused(tmp_path, scheme, where)
     assert caught.value.where == where
     if where in ("quantize.ops", "quantize.observers"):
         assert "did you mean" in caught.value.what
+
+
+def old_network() -> tuple[Any, list[dict[str, NDArray[Any]]]]:
+    """A convolution and a softmax in opset 12, whose softmax flattens, and data for it."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("Softmax", ["h"], ["y"], axis=1),
+    ]
+    weights = {"w": random.normal(size=(3, 2, 3, 3)).astype(np.float32), "b": np.ones(3, np.float32)}
+    model = make(nodes, {"x": ["n", 2, 4, 4]}, {"y": ["n", 3, 4, 4]}, weights)
+    model.opset_import[0].version, model.ir_version = 12, 7
+    return model, [{"x": random.normal(size=(8, 2, 4, 4)).astype(np.float32)}]
+
+
+def test_a_model_of_an_older_opset_gets_one_scale_a_channel_and_keeps_its_answers(tmp_path):
+    model, feeds = old_network()
+    coverage, made = quantized(tmp_path, model, QuantScheme(reduce_range=True), feeds)
+    assert made.opset_import[0].version == 13
+    assert coverage.quantized >= 1
+    scales = values(made)["w_scale"]
+    assert scales.shape == (3,)
+    want, have = (
+        InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds[0])[0]
+        for one in (model, made)
+    )
+    np.testing.assert_allclose(have, want, atol=0.1)
+    assert onnx.load(tmp_path / "float.onnx") == model
+
+
+def test_a_model_that_no_newer_opset_can_hold_is_refused_with_what_does_without(tmp_path, monkeypatch):
+    def unknown(*arguments: Any) -> Any:
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", unknown)
+    model, feeds = old_network()
+    with pytest.raises(InputError, match="needs ONNX opset 13; the model has 12"):
+        quantized(tmp_path, model, SCHEME, feeds)
+    coverage, made = quantized(tmp_path, model, QuantScheme(per_channel=False), feeds)
+    assert made.opset_import[0].version == 12
+    assert coverage.quantized >= 1
 
 
 def test_a_rescaled_network_is_saved_by_evening_out_its_channels(tmp_path):
