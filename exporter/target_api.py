@@ -129,6 +129,9 @@ class Need(Value, frozen=True, kw_only=True):
         runtime: the minimum runtime with its version, for messages.
         int8: the int8 files, the one for every CPU of the target first; empty for a target that takes none.
         program: hand over the torch program, captured with fixed shapes; a dynamic batch becomes 1.
+        fixed: the ONNX files have fixed shapes; a dynamic batch becomes 1.
+        otherwise: what a user can say in the plan where the program is needed and the source is a ready ONNX file.
+        environment: Python to hand over, in an environment that is made on first use and kept.
         calibration: hand over the calibration samples and what `[quantize]` asks for.
         form: how the files take and give tensors, where that is not as the model does.
         dynamic: whether a dynamically quantized file is welcome too, where the model is one that gains from it.
@@ -141,6 +144,9 @@ class Need(Value, frozen=True, kw_only=True):
     runtime: str
     int8: tuple[SchemeNeed, ...] = (SchemeNeed(),)
     program: bool = False
+    fixed: bool = False
+    otherwise: str = ""
+    environment: EnvironmentNeed | None = None
     calibration: bool = False
     form: TensorForm = TensorForm()
     dynamic: bool = False
@@ -204,6 +210,8 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
         calibration: one pass over the calibration data in batches, arrays by input name as the files take them;
             None where nothing is to be quantized.
         tell: is told in a few words what begins, where converting takes long.
+        examples: real inputs, each as the ONNX file takes it and as the target's files do.
+        python: of the environment that the target needs.
     """
 
     float_model: Path
@@ -215,6 +223,8 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     offered: tuple[str, ...] = ()
     calibration: Callable[[], Iterator[Arrays]] | None = None
     tell: Callable[[str], None] = unheard
+    examples: Callable[[], Iterator[tuple[Arrays, Arrays]]] | None = None
+    python: str | None = None
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,25 @@ def convert(
         channels_last=channels_last,
         pixels=request.pixels,
     )
+    _make(request, base, variants, program)
+
+
+def quantize(request: ConvertRequest, base: Base, variants: tuple[VariantJob, ...]) -> None:
+    """Writes quantized files from a float one that is there, and the ranges that they need.
+
+    Args:
+        request: the calibration samples.
+        base: the float file, and where to write ranges.
+        variants: files to write.
+
+    Raises:
+        StageError: the quantizer cannot do it, or its process ended otherwise.
+        DataError: there are no calibration samples.
+    """
+    _make(request, base, variants, None)
+
+
+def _make(request: ConvertRequest, base: Base, variants: tuple[VariantJob, ...], program: Program | None) -> None:
     with tempfile.TemporaryDirectory(prefix="edge-exporter-litert-") as name:
         folder = Path(name)
         calibration = None

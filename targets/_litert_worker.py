@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import canonical
 from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
-from targets._tflite import operator_kinds
+from targets._tflite_names import give_names, placeholder, text
 from targets._tflite_schemes import reasons_for
 
 SIGNATURE = "serving_default"
@@ -67,7 +67,7 @@ def convert_float(job: Program, path: Path) -> None:
     import torch
 
     program = torch.export.load(job.file)
-    litert_torch, flatbuffer_utils = library("litert_torch"), library("ai_edge_litert.tools.flatbuffer_utils")
+    litert_torch = library("litert_torch")
 
     class Named(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module) -> None:
@@ -89,33 +89,7 @@ def convert_float(job: Program, path: Path) -> None:
     if job.pixels:
         module, example = from_pixels(module, example, job)
     litert_torch.convert(module, sample_kwargs=example).export(str(path))
-    model = flatbuffer_utils.read_model(str(path))
-    (signature,) = model.signatureDefs
-    names = {placeholder("input", index): name for index, (name, _, _) in enumerate(job.inputs)}
-    names |= {placeholder("output", index): name for index, name in enumerate(job.outputs)}
-    for entry in (*signature.inputs, *signature.outputs):
-        entry.name = names[text(entry.name)]
-    name_tensors(model)
-    path.unlink()
-    flatbuffer_utils.write_model(model, str(path))
-
-
-def name_tensors(model: Any) -> None:
-    """Calls the tensors at the edge as the signature does, and results of operators by type and number.
-
-    The converter's names are made of classes of this module; an operator goes by the name of its first result.
-    """
-    (graph,), (signature,) = model.subgraphs, model.signatureDefs
-    names = {int(entry.tensorIndex): text(entry.name) for entry in (*signature.outputs, *signature.inputs)}
-    taken = set(names.values())
-    for number, (kind, operator) in enumerate(zip(operator_kinds(model, graph), graph.operators, strict=True)):
-        for place, index in enumerate(map(int, operator.outputs)):
-            name = f"{kind.lower()}_{number}" + (f"_{place}" if place else "")
-            while name in taken:
-                name += "_"
-            taken.add(names.setdefault(index, name))
-    for index, name in names.items():
-        graph.tensors[index].name = name
+    give_names(path, [name for name, _, _ in job.inputs], job.outputs)
 
 
 def channels_last(module: Any, example: dict[str, Any], job: Program) -> tuple[Any, dict[str, Any]]:
@@ -269,16 +243,6 @@ def mend_signature(float_file: Path, quantized: Path) -> None:
 def library(name: str) -> Any:
     """One of the converter's or quantizer's modules: untyped, and imported when it is needed."""
     return importlib.import_module(name)
-
-
-def placeholder(side: str, index: int) -> str:
-    """A name that torch and the converter take."""
-    return f"{side}_{index}"
-
-
-def text(name: bytes | str) -> str:
-    """A flatbuffer's text, which is read as bytes and written as text."""
-    return name.decode() if isinstance(name, bytes) else name
 
 
 def main() -> None:

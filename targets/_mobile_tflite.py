@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from exporter.artifacts import QuantScheme
-from exporter.target_api import ConvertRequest, VariantFile
+from exporter.target_api import ConvertRequest, TensorForm, VariantFile
 from targets import _litert, _tflite
 from targets._litert import Base
 from targets._litert_jobs import STATIC, VariantJob
@@ -22,6 +24,7 @@ MODEL = "model.tflite"
 NAMES: Mapping[Precision, str] = {
     "float32": "fp32", "float16": "fp16", "int8": "int8", "int16x8": "int16x8", "dynamic-int8": "dynamic"
 }  # fmt: skip
+ONNX2TF = "onnx2tf"
 DYNAMIC: Precision = "dynamic-int8"
 QUANTIZED = ("int8", "int16x8", DYNAMIC)
 PRODUCTS = ("BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
@@ -35,11 +38,32 @@ def convert(
     scheme = checked_scheme(request.quantize) if request.quantize is not None else None
     chosen, base = precisions(options, scheme, offered=request.offered), base_of(folder)
     jobs = tuple(_job(folder, one, options, scheme) for one in chosen)
-    _litert.convert(request, base, jobs, channels_last)
+    if options.converter == ONNX2TF:
+        _from_onnx(request, form_of(options), base.float_file)
+        _litert.quantize(request, base, jobs)
+    else:
+        _litert.convert(request, base, jobs, channels_last)
     check_left(base.float_file, left_of(options.exclude, scheme))
     asked = precisions(options, scheme, offered=())
     made = (_variant(folder, base, one, scheme, options, offered=one not in asked) for one in chosen)
     return (_float_variant(folder), *made)
+
+
+def form_of(options: MobileOptions) -> TensorForm:
+    """Files hold 32-bit integers where the model has 64, and images in the layout that the plan asks for."""
+    return TensorForm(types={"int64": "int32"}, channels_last=options.layout == "NHWC")
+
+
+def _from_onnx(request: ConvertRequest, form: TensorForm, path: Path) -> None:
+    """Writes the float file from the ONNX file, and compares the two on real inputs."""
+    from exporter.onnx_export import onnx_session
+    from targets import _onnx2tf
+    from targets.runner.tflite_runtime import open_session
+
+    assert request.python is not None, "asked for by `requires`"
+    assert request.examples is not None, "always there"
+    _onnx2tf.convert(request.float_model, request.signature, form, request.python, path)
+    _onnx2tf.check(onnx_session(request.float_model), open_session(str(path), 1).run, request.examples())
 
 
 def requantize(
@@ -67,12 +91,20 @@ def base_of(folder: Path) -> Base:
     return Base(float_file=folder / NAMES["float32"] / MODEL, ranges=folder / RANGES)
 
 
+def _left(options: MobileOptions, scheme: QuantScheme | None) -> Left:
+    """What stays in float: what the plan says, and what the quantizer would make wrong."""
+    from targets._onnx2tf import STAYS_FLOAT
+
+    asked = left_of(options.exclude, scheme)
+    return msgspec.structs.replace(asked, unfit=STAYS_FLOAT) if options.converter == ONNX2TF else asked
+
+
 def _job(folder: Path, precision: Precision, options: MobileOptions, scheme: QuantScheme | None) -> VariantJob:
     return VariantJob(
         precision=precision,
         file=str(folder / NAMES[precision] / MODEL),
         integer_io=options.io == "integer" and precision in STATIC,
-        left=left_of(options.exclude, scheme) if precision in QUANTIZED else Left(),
+        left=_left(options, scheme) if precision in QUANTIZED else Left(),
     )
 
 
@@ -96,7 +128,7 @@ def _variant(
     main = f"{NAMES[precision]}/{MODEL}"
     coverage = None
     if precision in QUANTIZED:
-        reasons = reasons_for(base.float_file, left_of(options.exclude, scheme))
+        reasons = reasons_for(base.float_file, _left(options, scheme))
         coverage = _tflite.coverage(folder / main, dynamic=precision == DYNAMIC, left=reasons)
     return VariantFile(
         name=NAMES[precision],

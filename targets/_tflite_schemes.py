@@ -17,6 +17,7 @@ CHOSEN = ("observer", "exclude", "ops", "dynamic")
 EXCLUDED = "excluded by the plan"
 BY_NAME = "left in float by name"
 BYTES = "turns bytes into the values that are quantized"
+UNFIT = "the quantizer makes it wrong in files of this converter"
 MOVES = "moves what is left in float"
 
 
@@ -52,11 +53,13 @@ class Left(Value, frozen=True, kw_only=True):
         types: operator types, from `[targets.mobile] exclude`.
         names: of single operators, from a scheme.
         ops: the only types that become integer, from a scheme; all where it is empty.
+        unfit: operator types that the quantizer makes wrong in this file, if it has them.
     """
 
     types: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
 
 
 def left_of(types: tuple[str, ...], scheme: QuantScheme | None) -> Left:
@@ -93,6 +96,8 @@ def reasons_for(float_file: Path, left: Left) -> Mapping[str, str]:
     for one in _tflite.operators(float_file):
         if one.kind in left.types:
             reasons[one.name] = EXCLUDED
+        elif one.kind in left.unfit:
+            reasons[one.name] = UNFIT
         elif one.name in left.names:
             reasons[one.name] = BY_NAME
         elif left.ops and one.kind not in left.ops and one.kind not in _tflite.MOVERS:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from exporter.artifacts import NodeDamage, QuantScheme, RuntimeNeed, Tolerance
 from exporter.errors import InputError
 from exporter.onnx_export import onnx_session, opset_for_runtime
-from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, TensorForm, VariantFile
-from targets import _arm64, _mobile_ort, _mobile_tflite, runner_files
+from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
+from targets import _arm64, _mobile_ort, _mobile_tflite, _onnx2tf, runner_files
 from targets._handover import app_guide
-from targets._mobile_tflite import LITERT, PRODUCTS, QUANTIZED
+from targets._mobile_tflite import LITERT, ONNX2TF, PRODUCTS, QUANTIZED, form_of
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
@@ -22,7 +22,11 @@ RUNTIME = Path(__file__).parent / "runner" / "tflite_runtime.py"
 OLDER = "tflite-runtime"
 MINIMUM = "2.3"
 TFLITE = ".tflite"
-TFLITE_KEYS = ("variants", "io", "layout", "exclude", "runtimes")
+ONNX_SOURCE = (
+    '`[targets.mobile] converter = "onnx2tf"` converts it, in an environment with TensorFlow that is made on '
+    'first use; `format = "ort"` takes it as it is, for onnxruntime; or give the torch model as source'
+)
+TFLITE_KEYS = ("converter", "variants", "io", "layout", "exclude", "runtimes")
 REFERENCE_RUNTIME = "1.19"
 """The onnxruntime that the ONNX file is made for, which only serves as a check of the model here."""
 
@@ -33,6 +37,8 @@ class MobileOptions(TargetOptions, frozen=True, kw_only=True):
     Attributes:
         format: `tflite`, for LiteRT; or `ort`, onnxruntime's own format, optimized ahead of time for ARM, with the
             int8 files of the arm target.
+        converter: of .tflite files: `litert-torch`, from the torch program; or `onnx2tf`, from the ONNX file, which
+            may be a ready one, in an environment of its own.
         min_runtime: with `ort`, the oldest onnxruntime that the bundle must run on.
         variants: what to build beside float32. `int8` and `int16x8` (int8 weights, int16 activations) take ranges
             from calibration data; `dynamic-int8` has int8 weights and takes ranges of activations at run time;
@@ -45,6 +51,7 @@ class MobileOptions(TargetOptions, frozen=True, kw_only=True):
     """
 
     format: Literal["tflite", "ort"] = "tflite"
+    converter: Literal["litert-torch", "onnx2tf"] = "litert-torch"
     min_runtime: str | None = None
     variants: tuple[Literal["float16", "int8", "int16x8", "dynamic-int8"], ...] = ("int8",)
     io: Literal["float", "integer"] = "float"
@@ -79,7 +86,7 @@ class MobileTarget:
         )
 
     def requires(self, options: TargetOptions) -> Need:
-        """The torch program and calibration data; files hold 32-bit integers where torch has 64.
+        """The torch program, or a Python to convert the ONNX file with, and calibration data.
 
         Raises:
             InputError: an option that does not act with the format.
@@ -89,12 +96,16 @@ class MobileTarget:
         if wanted.format == "ort":
             return _arm64.need(minimum_of(wanted))
         opset, ir_version = opset_for_runtime(REFERENCE_RUNTIME)
+        from_onnx = wanted.converter == ONNX2TF
         return Need(
             opset=opset,
             ir_version=ir_version,
             runtime=f"onnxruntime {REFERENCE_RUNTIME}",
             int8=(),
-            program=True,
+            program=not from_onnx,
+            fixed=from_onnx,
+            otherwise=ONNX_SOURCE,
+            environment=_onnx2tf.ENVIRONMENT if from_onnx else None,
             calibration=True,
             form=form_of(wanted),
             dynamic=True,
@@ -185,11 +196,6 @@ def check_options(options: MobileOptions) -> None:
             why=takes,
             hint=f"remove {'it' if len(idle) == 1 else 'them'}, or choose another `format`",
         )
-
-
-def form_of(options: MobileOptions) -> TensorForm:
-    """Files hold 32-bit integers where torch has 64, and images in the layout that the plan asks for."""
-    return TensorForm(types={"int64": "int32"}, channels_last=options.layout == "NHWC")
 
 
 TARGET: Target = MobileTarget()

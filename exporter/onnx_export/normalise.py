@@ -23,7 +23,8 @@ def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | N
     Args:
         source: a model that was inspected before, so that its external data are known to be safe.
         target: the file to write; its folder exists.
-        fixed_axes: dynamic axes by name, to be given a fixed size; a nameless axis 0 of an input is `batch`.
+        fixed_axes: dynamic axes by name, to be given a fixed size; a nameless axis 0 of an input is `batch`, another
+            one `<input>_axis<k>`. Shapes of outputs follow where they can be told.
 
     Raises:
         ModelError: the shapes in the file contradict its operators.
@@ -39,6 +40,8 @@ def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | N
     if fixed_axes:
         _fix(graph.graph, fixed_axes)
     large = graph.ByteSize() >= SINGLE_FILE_LIMIT
+    if fixed_axes and not large:
+        _settle_outputs(graph)
     if not large:
         _check_shapes(graph, source)
     if not outside and not fixed_axes:
@@ -69,13 +72,34 @@ def _check_shapes(model: onnx.ModelProto, source: Path) -> None:
         ) from error
 
 
+def _settle_outputs(model: onnx.ModelProto) -> None:
+    """Gives outputs the sizes that follow from those of the inputs."""
+    from onnx import shape_inference
+
+    # What is said of tensors inside holds for dynamic sizes too, and would be believed.
+    bare = type(model)()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
+        for dim in output.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    found = shape_inference.infer_shapes(bare, data_prop=True).graph.output
+    for output, settled in zip(model.graph.output, found, strict=True):
+        pairs = zip(output.type.tensor_type.shape.dim, settled.type.tensor_type.shape.dim, strict=False)
+        for dim, known in pairs:
+            if not dim.HasField("dim_value") and known.HasField("dim_value"):
+                dim.dim_value = known.dim_value
+
+
 def _fix(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
     stored = {tensor.name for tensor in graph.initializer}
-    for value in graph.input:
-        dims = value.type.tensor_type.shape.dim
-        nameless = dims and not dims[0].dim_param and not (dims[0].HasField("dim_value") and dims[0].dim_value >= 0)
-        if nameless and BATCH in sizes and value.name not in stored:
-            dims[0].dim_value = sizes[BATCH]
+    for value in (one for one in graph.input if one.name not in stored):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            name = BATCH if axis == 0 else f"{value.name}_axis{axis}"
+            nameless = not dim.dim_param and not (dim.HasField("dim_value") and dim.dim_value >= 0)
+            if nameless and name in sizes:
+                dim.dim_value = sizes[name]
     values: Iterable[onnx.ValueInfoProto] = [*graph.input, *graph.output, *graph.value_info]
     for value in values:
         for dim in value.type.tensor_type.shape.dim:

@@ -18,7 +18,7 @@ from exporter.artifacts import (
 )
 from exporter.bundle import BundleParts, read_manifest, write_bundle
 from exporter.bundle.packing import packed_size
-from exporter.devices import cpu_features, run_self_test
+from exporter.devices import cpu_features, kept_python, run_self_test
 from exporter.errors import InputError, closest
 from exporter.events import Note
 from exporter.pipeline.candidates import Candidates, Made
@@ -27,6 +27,7 @@ from exporter.pipeline.crosschecking import MadeAlike, cross_checked, static_sid
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
 from exporter.pipeline.gates import Gates
+from exporter.pipeline.inputs import with_batch
 from exporter.pipeline.job import PROGRAM, Job
 from exporter.pipeline.manifesting import draft_manifest
 from exporter.pipeline.pixels import onnx_with_pixels, with_pixels
@@ -99,6 +100,8 @@ class Bundling:
         samples = checked.calibration.samples if checked.calibration else 0
         program = job.program(inputs, checked, data) if need.program else None
 
+        self.cases = self._cases(inputs, checked, data)
+
         def gated(folder: Path, variant: VariantFile) -> Fidelity:
             found = evaluate(job, self.target, folder, variant, signature, need.form, reference)
             return gates.applied(found)
@@ -123,7 +126,7 @@ class Bundling:
             target=self.target,
             machine=self.payload.runtime.machine,
             enabled=plan.profile.enabled,
-            cases=self._cases(inputs, checked, data),
+            cases=self.cases,
             cases_digest=checked.cases_digest,
             files=files,
         )
@@ -156,18 +159,19 @@ class Bundling:
     def _inputs(self) -> tuple[TensorSpec, ...]:
         """The model's inputs; all fixed where the target needs the captured program."""
         job, plan = self.job, self.plan
-        if not self.need.program:
+        if not (self.need.program or self.need.fixed):
             return job.inputs(plan.export)
-        if job.source.kind == "onnx":
+        if self.need.program and job.source.kind == "onnx":
             raise InputError(
                 f"target '{self.target.name}' converts torch models, and the source is a ready .onnx file",
                 where="model.source",
-                hint="give the torch model as source (`file.py:factory` or a torch.export .pt2), or leave the target "
+                hint=self.need.otherwise
+                or "give the torch model as source (`file.py:factory` or a torch.export .pt2), or leave the target "
                 "out: `--target cpu`",
             )
-        dynamic = plan.export.batch == "dynamic"
-        export = msgspec.structs.replace(plan.export, batch=1) if dynamic else plan.export
-        inputs = job.inputs(export)
+        found = job.inputs(plan.export)
+        inputs = tuple(with_batch(spec, 1) for spec in found)
+        dynamic = inputs != found
         if free := [spec for spec in inputs if any(isinstance(dim, str) for dim in spec.shape)]:
             axes = sorted({str(dim) for spec in free for dim in spec.shape if isinstance(dim, str)})
             raise InputError(
@@ -221,11 +225,12 @@ class Bundling:
             offered=offered,
             calibration=(lambda: self._calibration(signature)) if calibrates else None,
             tell=self.steps.stages(f"{self.target.name}: convert{why}"),
+            examples=self.cases.both,
         )
 
         def build(folder: Path) -> None:
             (folder / VARIANTS).mkdir()
-            with onnx_with_pixels(request) as given:
+            with onnx_with_pixels(msgspec.structs.replace(request, python=python)) as given:
                 made = self.target.convert(given, self.plan.options, folder / VARIANTS)
             check_variants(self.target.name, made, folder / VARIANTS)
             (folder / "variants.json").write_bytes(canonical(made))
@@ -241,10 +246,19 @@ class Bundling:
             "pixels": self.need.form.pixels,
             "calibration": calibration,
             "signature": signature,
+            "environment": self.need.environment,
             "versions": versions(*self.target.distributions),
         }
+        python = self._python(self.steps.key("convert", 1, parts))
         stored = self.steps.stored("convert", 1, parts, build, label=f"{self.target.name}: convert{why}")
         return stored, load_json(stored.folder / "variants.json", tuple[VariantFile, ...])
+
+    def _python(self, key: str) -> str | None:
+        """Of the environment that converting needs, unless it was done before."""
+        steps, environment = self.steps, self.need.environment
+        if environment is None or not steps.writes or steps.store.find("convert", key) is not None:
+            return None
+        return kept_python(steps.store, environment, steps.emit)
 
     def _welcomes_dynamic(self, float_model: FloatModel) -> bool:
         """Whether a target that quantizes by itself is to make a dynamic file that the plan does not ask for."""
@@ -288,8 +302,7 @@ class Bundling:
 
             samples = bundle.parent / f"{bundle.name}-samples.npz"
             try:
-                cases = self._cases(signature.inputs, checked, data)
-                tolerances = expected_samples(cases, samples, self.target, folder, variants)
+                tolerances = expected_samples(self.cases, samples, self.target, folder, variants)
                 manifest = msgspec.structs.replace(
                     draft,
                     variants=tuple(

@@ -36,8 +36,13 @@ class Cases(msgspec.Struct, frozen=True, kw_only=True):
 
     def read(self) -> Iterator[dict[str, NDArray[np.generic]]]:
         """The inputs of each case as the files take them."""
+        return (formed for _, formed in self.both())
+
+    def both(self) -> Iterator[tuple[dict[str, NDArray[np.generic]], dict[str, NDArray[np.generic]]]]:
+        """The inputs of each case as the model takes them, and as the files do."""
         groups = [f"{index}/inputs" for index in range(self.count)]
-        return (formed_inputs(arrays, self.inputs, self.form) for arrays in read_groups(self.path, groups))
+        for arrays in read_groups(self.path, groups):
+            yield dict(arrays), formed_inputs(arrays, self.inputs, self.form)
 
 
 def expected_samples(

@@ -39,7 +39,7 @@ def model_inputs(
         text = f"the model file has a fixed batch of {sizes}: the bundle takes no other; export it with a dynamic one"
         steps.emit(Note(text=text))
     batch = export.batch
-    return specs if batch == "dynamic" else tuple(_with_batch(spec, batch) for spec in specs)
+    return specs if batch == "dynamic" else tuple(with_batch(spec, batch) for spec in specs)
 
 
 def _of_factory(model: ModelPlan, data: DataSets, steps: Steps) -> tuple[TensorSpec, ...]:
@@ -70,10 +70,10 @@ def _of_file(model: ModelPlan, source: Source, steps: Steps) -> tuple[TensorSpec
     specs = []
     for spec in found:
         refined = _refined(spec, model.inputs.get(spec.name))
-        if refined.dtype != spec.dtype or not _same_but_names(spec, refined):
+        settled = _settled(spec, refined) if source.kind == "onnx" else refined
+        if refined.dtype != spec.dtype or not _same_but_names(settled, refined):
             problems.append(f"{refined}, where the file has {spec}")
-        # Axis names of a program are torch's own and may be replaced; those of an ONNX file are in the file.
-        specs.append(refined if source.kind == "torch-export" else spec)
+        specs.append(settled)
     if problems:
         raise ModelError(
             f"the model file does not have {'; '.join(problems)}",
@@ -110,13 +110,41 @@ def _refined(spec: TensorSpec, wanted: InputPlan | None) -> TensorSpec:
     return TensorSpec(name=spec.name, dtype=wanted.dtype or spec.dtype, shape=shape)
 
 
+def _settled(spec: TensorSpec, wanted: TensorSpec) -> TensorSpec:
+    """An ONNX file's input with the sizes that the plan gives for dynamic axes; their names are those in the file."""
+    if len(spec.shape) != len(wanted.shape):
+        return spec
+    pairs = zip(spec.shape, wanted.shape, strict=True)
+    shape = tuple(size if isinstance(have, str) and isinstance(size, int) else have for have, size in pairs)
+    return msgspec.structs.replace(spec, shape=shape)
+
+
 def _same_but_names(left: TensorSpec, right: TensorSpec) -> bool:
     return len(left.shape) == len(right.shape) and all(
         a == b or (isinstance(a, str) and isinstance(b, str)) for a, b in zip(left.shape, right.shape, strict=True)
     )
 
 
-def _with_batch(spec: TensorSpec, batch: int) -> TensorSpec:
+def with_batch(spec: TensorSpec, batch: int) -> TensorSpec:
+    """An input whose first axis, where it is dynamic, has this size."""
     if not spec.shape or isinstance(spec.shape[0], int):
         return spec
     return msgspec.structs.replace(spec, shape=(batch, *spec.shape[1:]))
+
+
+def fixed_axes(found: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> dict[str, int]:
+    """Dynamic axes of an ONNX file's inputs that are to have a size, by name.
+
+    Raises:
+        InputError: one axis is to have two sizes.
+    """
+    sizes: dict[str, int] = {}
+    for spec, other in zip(found, wanted, strict=True):
+        for axis, size in zip(spec.shape, other.shape, strict=True):
+            if isinstance(axis, str) and isinstance(size, int) and sizes.setdefault(axis, size) != size:
+                raise InputError(
+                    f"axis '{axis}' cannot be {sizes[axis]} and {size}",
+                    where=f"input {spec}",
+                    hint="give one size in [model.inputs] wherever the file has this axis",
+                )
+    return sizes

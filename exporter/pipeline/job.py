@@ -15,7 +15,7 @@ from exporter.errors import DataError, InputError
 from exporter.events import Note
 from exporter.pipeline.composing import merged_source
 from exporter.pipeline.datasets import DataSets
-from exporter.pipeline.inputs import model_inputs
+from exporter.pipeline.inputs import fixed_axes, model_inputs
 from exporter.pipeline.linting import lints_for
 from exporter.pipeline.models import stored_outputs
 from exporter.pipeline.results import (
@@ -136,7 +136,7 @@ class Job:
     ) -> FloatModel:
         """The float ONNX file: exported from torch and compared with it, or the user's own, checked."""
         if self.source.kind == "onnx":
-            return self._told(self._adopt(export, need, data / "example.npz"))
+            return self._told(self._adopt(inputs, export, need, data / "example.npz"))
         opset = self._opset(export, need)
         parts = {
             "source": self.rework(inputs, checked, data).final.content,
@@ -367,7 +367,7 @@ class Job:
             return self.plan.model
         return stacked_file(self.plan, self.source, self.steps)
 
-    def _adopt(self, export: ExportPlan, need: Need, example: Path) -> FloatModel:
+    def _adopt(self, inputs: Inputs, export: ExportPlan, need: Need, example: Path) -> FloatModel:
         if export.opset is not None:
             raise InputError(
                 "a ready .onnx file keeps its own opset",
@@ -382,13 +382,16 @@ class Job:
 
             facts = sources.inspect_onnx(path)
             sources.check_opset(facts, need.opset, need.ir_version, need.runtime)
-            normalise_onnx(path, folder / "model.onnx")
+            sizes = fixed_axes(facts.signature.inputs, inputs)
+            normalise_onnx(path, folder / "model.onnx", sizes)
+            signature = sources.inspect_onnx(folder / "model.onnx").signature if sizes else facts.signature
             shared = check_stacked(self.plan, path, example) if self.plan.merge is not None else None
-            exported = Exported(signature=facts.signature, max_relative_error=None, batches_compared=0, shared=shared)
+            exported = Exported(signature=signature, max_relative_error=None, batches_compared=0, shared=shared)
             (folder / "export.json").write_bytes(canonical(exported))
 
         parts = {
             "source": self.source.digest,
+            "inputs": inputs,
             "opset": need.opset,
             "ir": need.ir_version,
             "example": file_digest(example) if self.plan.merge is not None else None,

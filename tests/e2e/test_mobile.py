@@ -89,12 +89,6 @@ def test_without_the_extra_the_list_of_targets_says_so(workplace: Workplace, mon
 
 
 @needs_extra
-def test_a_ready_onnx_file_is_refused_with_the_alternatives(workplace: Workplace) -> None:
-    workplace.onnx()
-    refused(workplace.run("build", "model.onnx", *CALIB), 3, "ready .onnx", "--target cpu")
-
-
-@needs_extra
 def test_a_dynamic_axis_beside_the_batch_is_refused(workplace: Workplace) -> None:
     plan = workplace.write(
         "plan.toml",

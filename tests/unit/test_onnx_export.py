@@ -397,6 +397,26 @@ def test_batch_of_a_users_file_can_be_fixed(linear, tmp_path):
     assert read_signature(tmp_path / "model.onnx").inputs[0].shape == (1, 4)
 
 
+def test_outputs_of_a_users_file_follow_the_sizes_that_its_inputs_get(tmp_path):
+    from onnx import TensorProto, helper
+
+    from exporter.onnx_export.graph import read_signature
+
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (
+        ("x", [None, 3, "high", "high"]), ("y", ["rows", 3, "other", "other"]), ("z", ["some", "more"]),
+    )]  # fmt: skip
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["y"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), str(tmp_path / "free.onnx"))
+    normalise_onnx(tmp_path / "free.onnx", tmp_path / "model.onnx", {"batch": 2, "high": 8})
+    found = read_signature(tmp_path / "model.onnx")
+    assert found.inputs[0].shape == (2, 3, 8, 8)
+    assert [spec.shape for spec in found.outputs] == [(2, 3, 4, 4), (2, 48)]
+
+
 def test_users_file_with_contradictory_shapes_is_refused(tmp_path):
     from onnx import TensorProto, helper
 
