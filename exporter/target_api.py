@@ -117,6 +117,11 @@ class EnvironmentNeed(Value, frozen=True, kw_only=True):
     newest: tuple[int, int] | None = None
     complete: bool = False
 
+    def pinned(self) -> dict[str, str]:
+        """The library's version by its name, where the requirements fix it."""
+        pins = (line.split("==") for line in self.requirements if line.startswith(f"{self.name}=="))
+        return {name: version for name, version in pins}
+
 
 class Need(Value, frozen=True, kw_only=True):
     """What a target wants made before `convert`: an ONNX file for its minimum runtime, and int8 files.

@@ -62,7 +62,9 @@ def _from_onnx(request: ConvertRequest, form: TensorForm, path: Path) -> None:
 
     assert request.python is not None, "asked for by `requires`"
     assert request.examples is not None, "always there"
+    request.tell("convert the ONNX file")
     _onnx2tf.convert(request.float_model, request.signature, form, request.python, path)
+    request.tell("compare with the ONNX file")
     _onnx2tf.check(onnx_session(request.float_model), open_session(str(path), 1).run, request.examples())
 
 

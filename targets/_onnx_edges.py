@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 NHWC_TO_NCHW = (0, 3, 1, 2)
+GELU_OPSET = 20
 AMBIGUOUS = 3
 """Axes from which on onnx2tf may change the layout."""
 
@@ -36,13 +37,8 @@ def write_settled(model: Path, signature: Signature, form: TensorForm, path: Pat
         StageError: the shape of an output depends on values.
     """
     import onnx
-    import onnx_ir as ir
-    from onnxscript.rewriter.ort_fusions.erfgelu import fuse_erfgelu
 
-    graphs = ir.from_proto(onnx.load(str(model)))
-    # One operator in a .tflite too; its steps in 8 bits would lose what the activation is there for.
-    fuse_erfgelu(graphs)
-    loaded = ir.to_proto(graphs)
+    loaded = _with_gelus(onnx.load(str(model)))
     graph = loaded.graph
     _rename(graph, {spec.name: f"inner_{placeholder('input', i)}" for i, spec in enumerate(signature.inputs)})
     _rename(graph, {spec.name: f"inner_{placeholder('output', i)}" for i, spec in enumerate(signature.outputs)})
@@ -53,6 +49,26 @@ def write_settled(model: Path, signature: Signature, form: TensorForm, path: Pat
     graph.node.extend(nodes)
     del graph.value_info[:]
     onnx.save(loaded, str(path), save_as_external_data=False)
+
+
+def _with_gelus(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Joins the steps of each GELU into one operator: it is one in a .tflite too, and its steps in 8 bits are noise."""
+    import onnx_ir as ir
+    from onnx import version_converter
+    from onnxscript.rewriter.ort_fusions.erfgelu import fuse_erfgelu
+
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    try:
+        raised = model if opset >= GELU_OPSET else version_converter.convert_version(model, GELU_OPSET)
+    except Exception:  # The steps of a model that cannot be raised are converted as they are.
+        return model
+    graphs = ir.from_proto(raised)
+    if not fuse_erfgelu(graphs):
+        return model
+    for node in ir.traversal.RecursiveGraphIterator(graphs.graph):
+        if (node.domain, node.op_type) == ("com.microsoft", "Gelu"):
+            node.domain = ""
+    return ir.to_proto(graphs)
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

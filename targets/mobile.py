@@ -109,7 +109,7 @@ class MobileTarget:
             calibration=True,
             form=form_of(wanted),
             dynamic=True,
-            pixels=True,
+            pixels=not from_onnx,
         )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:

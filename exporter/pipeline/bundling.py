@@ -292,7 +292,16 @@ class Bundling:
         taken = formed_signature(signature, form)
         history = self.job.rework(signature.inputs, checked, data).history
         draft = draft_manifest(
-            self.job, self.target, payload, made, taken, checked, resolved, history, notes=self.notes
+            self.job,
+            self.target,
+            payload,
+            made,
+            taken,
+            checked,
+            resolved,
+            history,
+            notes=self.notes,
+            environment=self.need.environment,
         )
         guide = payload.guide(draft) if payload.guide else None
         sparse = bool(history) and history[-1].cost.zeros >= SPARSE

@@ -12,7 +12,7 @@ from exporter.pipeline.candidates import Made
 from exporter.pipeline.job import Job
 from exporter.pipeline.results import DataChecked
 from exporter.pipeline.steps import NOT_INSTALLED, versions
-from exporter.target_api import Payload, Target
+from exporter.target_api import EnvironmentNeed, Payload, Target
 
 TOOLS = ("edge-exporter", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -28,6 +28,7 @@ def draft_manifest(
     history: tuple[HistoryEntry, ...],
     *,
     notes: tuple[str, ...],
+    environment: EnvironmentNeed | None,
 ) -> Manifest:
     """The manifest of what a target made.
 
@@ -41,6 +42,7 @@ def draft_manifest(
         resolved: the plan with every default written out.
         history: what merging and compressing did.
         notes: what a reader of the bundle should know of the target's files.
+        environment: what converting ran in, where not in this one.
     """
     overlap = f"{checked.overlap} samples are in both calibration and evaluation data"
     plan = job.plan
@@ -86,7 +88,8 @@ def draft_manifest(
         ),
         tools={
             name: found for name, found in versions(*TOOLS, *target.distributions).items() if found != NOT_INSTALLED
-        },
+        }
+        | (environment.pinned() if environment is not None else {}),
         made_on={"machine": platform.machine(), "features": list(cpu_features())},
         notes=(*job.notes, *notes, *((overlap,) if checked.overlap else ())),
         history=history,

@@ -75,6 +75,13 @@ class Race:
                 why=f"this machine is {platform.machine()}",
                 hint="ask for a share of `macs` instead, or name another `target`",
             )
+        if self.need.environment is not None:
+            raise InputError(
+                f"latency on target '{target.name}' cannot be measured with {self.need.environment.name}",
+                where='[[compress.steps]] method = "prune-channels", latency',
+                why="it converts in an environment of its own, which takes too long for each candidate",
+                hint="ask for a share of `macs` instead, or name another `target`",
+            )
         # What captures a program needs fixed shapes; a batch of one is measured in either case.
         self.inputs = tuple(msgspec.structs.replace(spec, shape=(1, *spec.shape[1:])) for spec in inputs) if (
             self.need.program) else inputs  # fmt: skip

@@ -66,6 +66,7 @@ def test_a_ready_onnx_file_becomes_float_and_int8_tflite_as_accurate_as_it_is(bu
     assert found["int8"] > 35
     assert {one.main for one in manifest.variants} == {"variants/fp32/model.tflite", "variants/int8/model.tflite"}
     assert manifest.variants[1].coverage.quantized > 0
+    assert manifest.tools["onnx2tf"] == "1.29.24"
 
 
 def test_names_are_the_users_and_the_batch_is_one(place: Workplace, bundle: Path) -> None:
