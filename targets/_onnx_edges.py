@@ -52,7 +52,7 @@ def write_settled(model: Path, signature: Signature, form: TensorForm, path: Pat
 
 
 def _with_gelus(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Joins the steps of each GELU into one operator: so it is in a .tflite too, and its steps in 8 bits are noise."""
+    """Joins the steps of each GELU into one operator, which a .tflite has too: in 8 bits its steps would be noise."""
     import onnx_ir as ir
     from onnx import version_converter
     from onnxscript.rewriter.ort_fusions.erfgelu import fuse_erfgelu
