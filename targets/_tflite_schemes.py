@@ -15,6 +15,7 @@ OBSERVERS = ("minmax", "moving-average")
 CHOSEN = ("observer", "exclude", "ops", "dynamic")
 """Fields of a scheme that a plan can choose for .tflite files."""
 EXCLUDED = "excluded by the plan"
+OTHERS = "; what is meant for another target belongs into its own table, as [targets.cpu.quantize]"
 BY_NAME = "left in float by name"
 BYTES = "turns bytes into the values that are quantized"
 UNFIT = "the quantizer makes it wrong in files of this converter"
@@ -86,7 +87,7 @@ def check_left(float_file: Path, left: Left) -> None:
             raise InputError(
                 f"the model has no operator {', '.join(unknown)}{closest(unknown[0], known)}",
                 where=key,
-                hint=shorten(f"its operators: {', '.join(known)}"),
+                hint=shorten(f"its operators: {', '.join(known)}") + OTHERS,
             )
 
 

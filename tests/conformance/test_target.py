@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from exporter.artifacts import Tolerance, canonical
 from exporter.plan import PER_TARGET
 from exporter.registry import target_names
-from exporter.target_api import Need, Target, TargetOptions, VariantFile
+from exporter.target_api import Need, Requantizing, Target, TargetOptions, VariantFile
 
 BUILT_IN = {"arm", "cpu", "mobile"}
 KEPT_DB = 15.0
@@ -142,6 +142,30 @@ def test_an_int8_variant_carries_its_scheme_and_coverage(case: Case) -> None:
     for variant in quantized:
         assert variant.scheme is not None
         assert variant.coverage is not None
+
+
+def test_a_target_that_quantizes_again_tells_the_noise_of_operators_and_leaves_those_named_in_float(
+    case: Case, tmp_path: Path
+) -> None:
+    target, options = case.target, case.target.options_type()
+    if not isinstance(target, Requantizing):
+        pytest.skip("it takes int8 files as they are")
+    before = next(variant for variant in case.made if variant.scheme is not None)
+    assert before.scheme is not None
+    assert before.coverage is not None
+    assert set(target.products) & set(before.coverage.quantized_ops)
+    batches = [{"image": image[None]} for image in case.images]
+    noise = target.damage(case.folder, case.folder / before.main, batches)
+    assert noise
+    assert [one.score for one in noise] == sorted(one.score for one in noise)
+    scheme = msgspec.structs.replace(before.scheme, exclude=(noise[0].node,))
+    after = target.requantize(case.folder, before, scheme, options, tmp_path)
+    assert (after.name, after.main, after.scheme) == (before.name, before.main, scheme)
+    assert after.coverage is not None
+    assert after.coverage.quantized < before.coverage.quantized
+    assert noise[0].node in {one.node for one in after.coverage.skipped}
+    again = target.damage(case.folder, tmp_path / after.main, batches)
+    assert noise[0].node not in {one.node for one in again}
 
 
 def test_weights_in_a_file_beside_the_model_travel_with_it(case: Case, tmp_path: Path) -> None:
