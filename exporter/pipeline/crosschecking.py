@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -72,7 +73,8 @@ class MadeAlike(msgspec.Struct, frozen=True, kw_only=True):
 
             session = onnx_session(made.file.path, simulated=True)
             progress = job.steps.progress(label)
-            found = judge(job.data, self.inputs, self.reference, session, None, runs_in="torch", progress=progress)
+            runs_in: Literal["torch", "onnx"] = "onnx" if job.source.kind == "onnx" else "torch"
+            found = judge(job.data, self.inputs, self.reference, session, None, runs_in=runs_in, progress=progress)
             (folder / "fidelity.json").write_bytes(canonical(found))
 
         parts = {
