@@ -99,6 +99,35 @@ def test_without_the_option_the_message_says_which_one_to_use(place: Workplace) 
     refused(place.run("build", "model.onnx", *CALIB), 3, 'converter = "onnx2tf"', 'format = "ort"')
 
 
+PLAN = """schema = 1
+name = "sized"
+[model]
+source = "model.onnx"
+[model.inputs.image]
+shape = {shape}
+[calibration]
+data = "calib.npz"
+[profile]
+enabled = false
+[targets.cpu]
+"""
+
+
+def test_a_dynamic_axis_of_a_ready_onnx_file_gets_the_size_that_the_plan_says(place: Workplace) -> None:
+    place.write("sized.toml", PLAN.format(shape=[2, 1, 8, 8]))
+    result = place.run("build", "sized.toml", "--json")
+    assert result.code == 0, result.err
+    signature = read_manifest(Path(result.document["targets"][0]["bundle"])).signature
+    assert [spec.shape for spec in (*signature.inputs, *signature.outputs)] == [(2, 1, 8, 8), (2, 4)]
+
+
+def test_an_axis_that_has_a_size_in_the_file_keeps_it(place: Workplace) -> None:
+    place.write("sized.toml", PLAN.format(shape=[2, 1, 9, 8]))
+    refused(
+        place.run("build", "sized.toml"), 3, "does not have image: float32[2, 1, 9, 8]", "float32[batch, 1, 8, 8]"
+    )
+
+
 @pytest.fixture
 def real_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundling, "kept_python", kept_python)
