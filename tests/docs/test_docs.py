@@ -101,3 +101,14 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_readme_shows_the_table_of_the_page_that_explains_it() -> None:
+    shown, whole = (
+        re.findall(r"<!-- prune-and-distil -->\n```\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)[
+            0
+        ]
+        for page in ("README.md", "docs/compress.md")
+    )
+    assert "3 distil" in shown
+    assert not set(shown.splitlines()) - set(whole.splitlines())
