@@ -12,12 +12,16 @@ from exporter.views import BundleView
 
 
 class Candidate(NamedTuple):
-    """A variant with what it costs and what it keeps; `latency` in ms is None where it was not measured."""
+    """A variant with what it costs and what it keeps; `latency` in ms is None where it was not measured.
+
+    A sparse one has the size that it is packed to.
+    """
 
     label: str
     latency: float | None
     size: int
     quality: float
+    packed: bool = False
 
 
 def front(candidates: Sequence[Candidate]) -> list[str]:
@@ -49,8 +53,12 @@ def tradeoff_sections(views: Sequence[BundleView]) -> list[Section]:
                 if (quality := _quality(view, one.variant)) is not None:
                     label = f"{view.path.name}: {one.variant}" if several else one.variant
                     label += _elsewhere(view, profile)
-                    size = view.manifest.size_of(view.variant(one.variant))
-                    candidates.append(Candidate(label, one.summary.median / 1e6, size, quality))
+                    variant = view.variant(one.variant)
+                    packed = variant.packed_bytes
+                    size = view.manifest.size_of(variant) if packed is None else packed
+                    candidates.append(
+                        Candidate(label, one.summary.median / 1e6, size, quality, packed=packed is not None)
+                    )
         if len({_quality_name(view) for view, _ in measured}) == 1 and candidates:
             sections.append(_section(place, candidates, _quality_name(measured[0][0])))
     if not places:
@@ -81,7 +89,7 @@ def _section(place: str, candidates: Sequence[Candidate], quality: str) -> Secti
             one.label,
             milliseconds(1e6 * (one.latency or 0.0)),
             f"{one.quality:.4f}",
-            human_size(one.size),
+            human_size(one.size) + (" packed" if one.packed else ""),
             "yes" if one.label in kept else "no",
         )
         for one in ordered
