@@ -28,6 +28,7 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
         for kind in get_args(plan_types.CompressStep)
     ),
     ("[calibration]", plan_types.DataPlan),
+    ("[training]", plan_types.TrainingPlan),
     ("[evaluation]", plan_types.EvaluationPlan),
     ("[export]", plan_types.ExportPlan),
     ("[quantize]", plan_types.QuantizePlan),

@@ -473,6 +473,8 @@ class DataFacts(Value, frozen=True, kw_only=True):
     evaluation: str | None
     evaluation_samples: int
     overlap: int = 0
+    training: str | None = None
+    training_samples: int = 0
 
 
 class Choice(Value, frozen=True, kw_only=True):

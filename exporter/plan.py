@@ -17,7 +17,7 @@ import msgspec
 from exporter.convert import convert_struct, defaults_of
 from exporter.errors import InputError, PlanError, shorten
 from exporter.merge_checks import check_merge, default_source
-from exporter.plan_checks import check_compress, check_files, check_preprocessing, check_top_level
+from exporter.plan_checks import check_compress, check_files, check_preprocessing, check_top_level, learns
 from exporter.plan_sets import deep_merge, parse_sets
 from exporter.plan_types import (
     CompressPlan,
@@ -29,6 +29,7 @@ from exporter.plan_types import (
     ModelPlan,
     ProfilePlan,
     QuantizePlan,
+    TrainingPlan,
 )
 from exporter.plan_variants import split_variants
 from exporter.target_api import Target, TargetOptions
@@ -40,6 +41,7 @@ GLOBAL: dict[str, type[msgspec.Struct]] = {
     "merge": MergePlan,
     "compress": CompressPlan,
     "calibration": DataPlan,
+    "training": TrainingPlan,
     "evaluation": EvaluationPlan,
 }
 PER_TARGET: dict[str, type[msgspec.Struct]] = {
@@ -51,7 +53,10 @@ PER_TARGET: dict[str, type[msgspec.Struct]] = {
 TOP_LEVEL = ("schema", "name", "targets", "variants", *GLOBAL, *PER_TARGET)
 HINT = "docs/plan.md lists every key with its type and default"
 TOML_TIMES = (datetime.datetime, datetime.date, datetime.time)
-PATH_KEYS = {"model": ("source", "weights", "depends"), "calibration": ("data",), "evaluation": ("data", "metric")}
+PATH_KEYS = {
+    "model": ("source", "weights", "depends"), "calibration": ("data",), "training": ("data",),
+    "evaluation": ("data", "metric"),
+}  # fmt: skip
 
 NESTED_PATHS = ("merge", "compress")
 """Sections whose lists of tables hold paths."""
@@ -77,6 +82,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         merge: what is merged into it, or None.
         compress: what makes it smaller, or None.
         calibration: representative inputs, or None.
+        training: what students learn from instead, or None.
         evaluation: held-out data, or None.
         targets: one entry a target to build.
         origins: where each value came from, by dotted key.
@@ -90,6 +96,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     merge: MergePlan | None = None
     compress: CompressPlan | None = None
     calibration: DataPlan | None
+    training: TrainingPlan | None = None
     evaluation: EvaluationPlan | None
     targets: tuple[TargetPlan, ...]
     origins: dict[str, str]
@@ -105,6 +112,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             ("merge", self.merge),
             ("compress", self.compress),
             ("calibration", self.calibration),
+            ("training", self.training),
             ("evaluation", self.evaluation),
         ):
             if value is not None:
@@ -191,6 +199,9 @@ def resolve(
     if problems:
         raise PlanError(problems, where=where, hint=HINT)
     plan = plans.pop("")
+    if plan.training is not None and not any(learns(one.merge, one.compress) for one in (plan, *plans.values())):
+        unused = "training: nothing learns from it; `distil` in [compress] and `transfer` in [merge] do"
+        raise PlanError([unused], where=where, hint=HINT)
     named = (msgspec.structs.replace(one, name=f"{plan.name}-{name}", label=name) for name, one in plans.items())
     return msgspec.structs.replace(plan, variants=tuple(named))
 
@@ -247,6 +258,7 @@ def _resolve(
         merge=globals_.get("merge"),
         compress=globals_.get("compress"),
         calibration=globals_.get("calibration"),
+        training=globals_.get("training"),
         evaluation=globals_.get("evaluation"),
         targets=tuple(target for target in targets if target is not None),
         origins=origins,

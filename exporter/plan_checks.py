@@ -13,6 +13,7 @@ from exporter.plan_types import (
     CompressPlan,
     DistilStep,
     LowRankStep,
+    MergePlan,
     ModelPlan,
     PruneChannelsStep,
     PruneWeightsStep,
@@ -71,7 +72,7 @@ def check_files(sections: Mapping[str, Any], problems: list[str]) -> None:
     if model := sections.get("model"):
         found += [("model.source", file_part(model.source)), ("model.weights", model.weights)]
         found += [("model.depends", path) for path in model.depends]
-    for section in ("calibration", "evaluation"):
+    for section in ("calibration", "training", "evaluation"):
         if data := sections.get(section):
             found.append((f"{section}.data", file_part(data.data)))
     if merge := sections.get("merge"):
@@ -95,6 +96,12 @@ def _exists(path: str | Path) -> bool:
         return Path(path).exists()
     except OSError:  # A name that is too long, or a folder that may not be entered.
         return False
+
+
+def learns(merge: MergePlan | None, compress: CompressPlan | None) -> bool:
+    """Whether a student is taught."""
+    steps = compress.steps if compress is not None else ()
+    return (merge is not None and merge.method == "transfer") or any(isinstance(step, DistilStep) for step in steps)
 
 
 def check_compress(compress: CompressPlan | None, targets: Sequence[str], problems: list[str]) -> None:

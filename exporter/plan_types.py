@@ -77,6 +77,14 @@ class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ignore: tuple[str, ...] = ()
 
 
+class TrainingPlan(DataPlan, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[training]`: inputs that students learn from (`distil`, `transfer`); by default those of [calibration].
+
+    Attributes:
+        data: as in [calibration]; of labels that they carry, only those that a step names are read.
+    """
+
+
 class EvaluationPlan(DataPlan, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[evaluation]`: held-out data that accuracy is measured on.
 
@@ -126,7 +134,7 @@ class MergeModelPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class TeachingPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[merge.teaching]`: how `transfer` teaches the student; inputs are those of the calibration data.
+    """`[merge.teaching]`: how `transfer` teaches the student, on the inputs of [training] or else [calibration].
 
     Attributes:
         loss: `kl` between softmax outputs, for classifiers; `mse` between outputs, for anything else.
@@ -287,7 +295,7 @@ class PruneWeightsStep(
 
 
 class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method", tag="distil"):
-    """`method = "distil"`: the model learns to answer as its teachers do, on the calibration inputs.
+    """`method = "distil"`: the model learns to answer as teachers do, on inputs of [training], else [calibration].
 
     Attributes:
         student: arguments of the factory for a fresh student; without it and `source` the model itself is taught.
@@ -296,7 +304,7 @@ class DistilStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         loss: `kl` between softmax outputs, for classifiers; `mse` between outputs, for anything else.
         temperature: that softens both sides of `kl`.
         fuse: several teachers are averaged (`mean`), or the surest one counts for each sample (`confidence`).
-        labels: name of an array in the calibration data with labels of the first output: class indices for `kl`,
+        labels: name of an array in the data learned from with labels of the first output: class indices for `kl`,
             values for `mse`; by default only teachers are learned from.
         hard: weight of the labels beside the teachers; 0.3 where it is not set.
         hints: module of the student -> module of the teachers whose output it is to resemble while it learns.

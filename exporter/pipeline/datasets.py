@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
-Role = Literal["calibration", "evaluation"]
+Role = Literal["calibration", "training", "evaluation"]
 
 
 class DataSets:
-    """Calibration and evaluation data of a plan.
+    """Calibration, training and evaluation data of a plan.
 
     Raises:
         DataError: the plan names no data, or they cannot be read.
@@ -42,10 +42,9 @@ class DataSets:
         if plan.calibration is not None:
             # Calibration data often carry labels too, under the same name: they are no input.
             self.learned = plan.merge.labels if plan.merge else None
-            ignored = tuple(name for name in dict.fromkeys((self.labels, self.learned)) if name)
-            self.sections["calibration"] = msgspec.structs.replace(
-                plan.calibration, ignore=(*plan.calibration.ignore, *ignored)
-            )
+            self.sections["calibration"] = _without(plan.calibration, self.labels, self.learned)
+        if plan.training is not None:
+            self.sections["training"] = _without(plan.training, self.labels)
         if plan.evaluation is not None:
             self.sections["evaluation"] = plan.evaluation
         if not self.sections:
@@ -60,9 +59,14 @@ class DataSets:
         }
 
     @property
-    def judged(self) -> Role:
+    def judged(self) -> Literal["calibration", "evaluation"]:
         """Which data fidelity is measured on."""
         return "evaluation" if "evaluation" in self.sections else "calibration"
+
+    @property
+    def taught(self) -> Role:
+        """Which data students learn from."""
+        return "training" if "training" in self.sections else "calibration"
 
     def infer_inputs(self) -> tuple[TensorSpec, ...]:
         """Names, types and shapes read off the data."""
@@ -129,3 +133,10 @@ class DataSets:
 
     def _labels(self, role: Role) -> str | None:
         return self.labels if role == "evaluation" else None
+
+
+def _without(section: DataPlan, *names: str | None) -> DataPlan:
+    """A section that takes these arrays for no inputs."""
+    return msgspec.structs.replace(
+        section, ignore=(*section.ignore, *(name for name in dict.fromkeys(names) if name))
+    )

@@ -34,8 +34,10 @@ def plan_of_student(step: DistilStep, model: TorchModel) -> ModelPlan:
 
 def distil_parts(step: DistilStep, bench: Bench, model: TorchModel, trained: TorchModel) -> dict[str, Any]:
     """What decides a student, beside the step's own values: for its key."""
-    section = bench.models.data.sections["calibration"]
+    data = bench.models.data
+    section = data.sections[data.taught]
     return {
+        "training": data.parts(data.taught),
         "step": msgspec.to_builtins(msgspec.structs.replace(step, source=None), enc_hook=file_digest),
         "student": _digest(step, model) if step.fresh else None,
         "teacher": None if step.teachers else trained.content,
@@ -113,14 +115,15 @@ def _of_student() -> Iterator[None]:
 
 
 def _samples(bench: Bench, labels: str | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """All calibration inputs, and their labels where the step names them."""
+    """All inputs to learn from, and their labels where the step names them."""
     import numpy as np
     import torch
 
     if labels is None:
-        batches = list(bench.models.calibration(bench.inputs))
+        batches = list(bench.models.taught(bench.inputs))
         return tuple(torch.cat(parts) for parts in zip(*batches, strict=True)), None
-    section = bench.models.data.sections["calibration"]
+    role = bench.models.data.taught
+    section = bench.models.data.sections[role]
     section = msgspec.structs.replace(section, ignore=tuple(name for name in section.ignore if name != labels))
     opened = data_room.open_set(
         section,
@@ -138,9 +141,9 @@ def _samples(bench: Bench, labels: str | None) -> tuple[tuple[Tensor, ...], Tens
             found.append(torch.from_numpy(np.array(batch.labels, order="C")))
     except DataError as error:
         raise DataError(
-            f"the calibration data have no labels '{labels}' to learn from",
+            f"the {role} data have no labels '{labels}' to learn from",
             where='[[compress.steps]] method = "distil", labels',
             why=error.what,
-            hint="remove `labels`: teachers are enough; or name an array of the calibration data",
+            hint=f"remove `labels`: teachers are enough; or name an array of the data in [{role}]",
         ) from error
     return tuple(torch.cat(parts) for parts in zip(*inputs, strict=True)), torch.cat(found)

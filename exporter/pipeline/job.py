@@ -14,7 +14,7 @@ from exporter.artifacts import Coverage, Lint, QuantScheme, TensorSpec, canonica
 from exporter.errors import DataError, InputError
 from exporter.events import Note
 from exporter.pipeline.composing import merged_source
-from exporter.pipeline.datasets import DataSets
+from exporter.pipeline.datasets import DataSets, Role
 from exporter.pipeline.inputs import fixed_axes, model_inputs
 from exporter.pipeline.linting import lints_for
 from exporter.pipeline.models import stored_outputs
@@ -96,13 +96,17 @@ class Job:
             "check-data", 1, parts, lambda folder: self._check_data(folder, inputs), label="check data"
         )
         checked = load_json(stored.folder / "data.json", DataChecked)
-        for role, facts in (("calibration", checked.calibration), ("evaluation", checked.evaluation)):
+        roles = (
+            ("calibration", checked.calibration),
+            ("training", checked.training),
+            ("evaluation", checked.evaluation),
+        )
+        for role, facts in roles:
             for note in facts.notes if facts else ():
                 self._tell(f"{role} data: {note}")
-        if checked.overlap:
-            self._tell(
-                f"{checked.overlap} samples are in both calibration and evaluation data: accuracy looks too good"
-            )
+        for role, count in (("calibration", checked.overlap), ("training", checked.taught_overlap)):
+            if count:
+                self._tell(f"{count} samples are in both {role} and evaluation data: accuracy looks too good")
         return checked, stored.folder
 
     def _tell(self, text: str) -> None:
@@ -313,7 +317,9 @@ class Job:
         checked = DataChecked(
             calibration=facts.get("calibration"),
             evaluation=facts.get("evaluation"),
-            overlap=data_room.overlap(*reports.values()) if len(reports) == 2 else 0,
+            training=facts.get("training"),
+            overlap=_overlap(reports, "calibration"),
+            taught_overlap=_overlap(reports, "training"),
             example_digest=samples.example_digest,
             cases_digest=samples.cases_digest,
             cases=samples.cases,
@@ -402,6 +408,11 @@ class Job:
 
     def _prepare(self, inputs: Inputs) -> Prepared:
         return self._rework.models.prepared(self._rework.done(inputs).final, inputs)
+
+
+def _overlap(reports: Mapping[Role, data_room.DataReport], role: Role) -> int:
+    """Samples that are in the evaluation data too."""
+    return data_room.overlap(reports[role], reports["evaluation"]) if {role, "evaluation"} <= set(reports) else 0
 
 
 def _float_model(stored: Stored) -> FloatModel:

@@ -44,7 +44,11 @@ def draft_manifest(
         notes: what a reader of the bundle should know of the target's files.
         environment: what converting ran in, where not in this one.
     """
-    overlap = f"{checked.overlap} samples are in both calibration and evaluation data"
+    overlap = [
+        f"{count} samples are in both {role} and evaluation data"
+        for role, count in (("calibration", checked.overlap), ("training", checked.taught_overlap))
+        if count
+    ]
     plan = job.plan
     digests = job.data.digests
     repairs = {model.file.name: model.repairs for model in made.models}
@@ -85,13 +89,15 @@ def draft_manifest(
             evaluation=digests.get("evaluation"),
             evaluation_samples=checked.evaluation.samples if checked.evaluation else 0,
             overlap=checked.overlap,
+            training=digests.get("training"),
+            training_samples=checked.training.samples if checked.training else 0,
         ),
         tools={
             name: found for name, found in versions(*TOOLS, *target.distributions).items() if found != NOT_INSTALLED
         }
         | (environment.pinned() if environment is not None else {}),
         made_on={"machine": platform.machine(), "features": list(cpu_features())},
-        notes=(*job.notes, *notes, *((overlap,) if checked.overlap else ())),
+        notes=(*job.notes, *notes, *overlap),
         history=history,
         plan=dict(resolved),
         files=(),

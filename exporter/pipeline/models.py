@@ -10,7 +10,7 @@ import msgspec
 
 from exporter import sources
 from exporter.artifacts import Fidelity, ModelCost, TensorSpec, canonical
-from exporter.pipeline.datasets import DataSets
+from exporter.pipeline.datasets import DataSets, Role
 from exporter.pipeline.judging import judge, judged_by
 from exporter.pipeline.results import DataChecked, Reference, load_json
 from exporter.pipeline.steps import Steps, versions
@@ -120,11 +120,18 @@ class Models:
 
     def calibration(self, inputs: Inputs) -> Iterator[tuple[Tensor, ...]]:
         """One pass over the calibration inputs, as tensors in the order of the model's inputs."""
+        return self._tensors("calibration", inputs)
+
+    def taught(self, inputs: Inputs) -> Iterator[tuple[Tensor, ...]]:
+        """The same over what students learn from."""
+        return self._tensors(self.data.taught, inputs)
+
+    def _tensors(self, role: Role, inputs: Inputs) -> Iterator[tuple[Tensor, ...]]:
         import numpy as np
         import torch
 
-        section = self.data.sections["calibration"]
-        for batch in self.data.open("calibration", inputs).batches(section.batch_size):
+        section = self.data.sections[role]
+        for batch in self.data.open(role, inputs).batches(section.batch_size):
             yield tuple(torch.from_numpy(np.array(batch.inputs[spec.name], order="C")) for spec in inputs)
 
     def call(self, model: TorchModel, inputs: Inputs) -> Call:

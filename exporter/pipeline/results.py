@@ -32,6 +32,8 @@ class DataChecked(Value, frozen=True, kw_only=True):
     example_digest: str
     cases_digest: str
     cases: int
+    training: SetFacts | None = None
+    taught_overlap: int = 0
 
 
 class Inspected(Value, frozen=True, kw_only=True):

@@ -30,10 +30,10 @@ class Transferring(MergeWork):
 
     def __init__(self, models: Models, plan: Plan, inputs: Inputs, checked: DataChecked, data: Path) -> None:
         super().__init__(models, plan, inputs, checked, data)
-        if "calibration" not in models.data.sections:
+        if models.data.taught not in models.data.sections:
             raise DataError(
                 "a student is taught on real inputs, and there are none",
-                where="[calibration]",
+                where="[training] or [calibration]",
                 hint='add `[calibration] data = "file.npz"`; no labels are needed',
             )
 
@@ -84,7 +84,7 @@ class Transferring(MergeWork):
             "hints": [one.hints for one in self.merge.models],
             "total": known_classes(self.plan),
             "inputs": self.inputs,
-            "calibration": self.models.data.parts("calibration"),
+            "training": self.models.data.parts(self.models.data.taught),
             "versions": versions("torch"),
         }
         unfinished = self.models.steps.unfinished("transfer", 1, parts)
@@ -109,7 +109,7 @@ class Transferring(MergeWork):
             torch.manual_seed(teaching.seed)
             student = prepare_module(sources.load_factory(self.plan.model), self.inputs).flat
         teachers = [self._teacher(member, members[member.label]) for member in self.merge.models]
-        batches = list(self.models.calibration(self.inputs))
+        batches = list(self.models.taught(self.inputs))
         try:
             taught = distil(
                 student,

@@ -366,6 +366,28 @@ def test_a_sparse_model_stays_sparse_while_it_is_taught_with_labels(place: Workp
     assert all(abs(one["packed_bytes"] - packed[one["name"]]) < 400 for one in written["variants"])
 
 
+def test_students_learn_from_training_inputs_where_the_plan_names_some(place: Workplace) -> None:
+    x = np.load(place / "calib.npz")["x"]
+    more = np.concatenate([x, x + 0.1, x - 0.1])
+    place.npz("train.npz", x=more, y=(more[:, :16].sum(1) > more[:, 16:].sum(1)).astype(np.int64))
+    section = '[training]\ndata = "train.npz"\n'
+    step = '[[compress.steps]]\nmethod = "distil"\nstudent = {}\nepochs = 8\nrate = 0.01\n'
+    little, _ = place.built(plan(place, step, gate=1.0))
+    much, bundle = place.built(plan(place, section + step, gate=1.0))
+    assert much["history"][1]["notes"] != little["history"][1]["notes"]
+    assert much["data"]["training_samples"] == len(more)
+    assert json.loads((bundle / "manifest.json").read_text())["data"]["training"]
+    # Labels are looked for where the student learns, and what is judged must not be learned from.
+    labelled, _ = place.built(plan(place, section + step + 'labels = "y"\n', gate=1.0))
+    assert labelled["history"][1]["notes"] != much["history"][1]["notes"]
+    place.npz("train.npz", x=np.load(place / "eval.npz")["x"])
+    seen = place.build(plan(place, section + step, gate=1.0))
+    assert "100 samples are in both training and evaluation data" in seen.err
+    refused(place.run("build", plan(place, section)), 3, "training: nothing learns from it")
+    place.npz("train.npz", x=np.zeros((9, 31), np.float32))
+    refused(place.run("build", plan(place, section + step)), 3, "train.npz")
+
+
 def test_a_student_of_another_factory_is_taught(place: Workplace) -> None:
     place.write("student.py", FACTORY.replace("make()", "tiny(width)").replace("32, 32", "32, width").replace(
         "nn.Linear(32, 2)", "nn.Linear(width, 2)"))  # fmt: skip
