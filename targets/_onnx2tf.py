@@ -32,7 +32,7 @@ ENVIRONMENT = EnvironmentNeed(
     complete=True,
 )
 STAYS_FLOAT = ("PADV2", "BATCH_MATMUL", "DIV")
-"""What the quantizer of .tflite files makes wrong in the form that onnx2tf writes; a divisor may round to zero."""
+"""What can go wrong in integers in a form in which onnx2tf writes it; a divisor, for one, may round to zero."""
 WHERE = "convert to .tflite (onnx2tf)"
 SECONDS = 4 * 3600
 TOLERANCE = 1e-4

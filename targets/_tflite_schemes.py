@@ -18,7 +18,7 @@ EXCLUDED = "excluded by the plan"
 OTHERS = "; what is meant for another target belongs into its own table, as [targets.cpu.quantize]"
 BY_NAME = "left in float by name"
 BYTES = "turns bytes into the values that are quantized"
-UNFIT = "the quantizer makes it wrong in files of this converter"
+UNFIT = "in this converter's form of it integers can go wrong"
 MOVES = "moves what is left in float"
 
 
