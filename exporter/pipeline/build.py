@@ -12,12 +12,13 @@ from exporter.artifacts import NotMeasured, Profile
 from exporter.errors import ExporterError, MissingError
 from exporter.history import TargetRecord
 from exporter.pipeline.bundling import Bundling
+from exporter.pipeline.crosschecking import in_build_order
 from exporter.pipeline.job import Job
 from exporter.pipeline.publish import Published, check_output, publish
 from exporter.pipeline.recording import Recorder
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan, TargetPlan
-from exporter.target_api import Requantizing, Target
+from exporter.target_api import Target
 from exporter.views import without_samples
 
 
@@ -52,8 +53,7 @@ def build(
     targets = {target.name: load_target(target.name) for target in plan.targets}
     job = Job(plan, steps)
     made: dict[str, Outcome] = {}
-    # Those that quantize by themselves come last: their int8 is held against that of ONNX.
-    for target_plan in sorted(plan.targets, key=lambda one: isinstance(targets[one.name], Requantizing)):
+    for target_plan in in_build_order(plan.targets, targets.__getitem__):
         try:
             made[target_plan.name] = _build_target(job, targets[target_plan.name], target_plan, output, steps)
         except ExporterError as error:

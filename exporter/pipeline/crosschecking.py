@@ -19,7 +19,8 @@ from exporter.pipeline.job import Job
 from exporter.pipeline.judging import judge
 from exporter.pipeline.results import FloatModel, Int8Model, Int8Side, Reference, load_json
 from exporter.pipeline.steps import versions
-from exporter.target_api import SchemeNeed, VariantFile
+from exporter.plan import TargetPlan
+from exporter.target_api import Requantizing, SchemeNeed, Target, VariantFile
 
 APART_DB = 3.0
 """SQNR that two int8 files of one model may differ by without a word on why."""
@@ -32,6 +33,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str
     lint: Lint | None = None
+
+
+def in_build_order(plans: Sequence[TargetPlan], load_target: Callable[[str], Target]) -> list[TargetPlan]:
+    """Targets that quantize by themselves come last: their int8 is held against that of ONNX."""
+    return sorted(plans, key=lambda one: isinstance(load_target(one.name), Requantizing))
 
 
 def static_sides(target: str, judged: Sequence[tuple[VariantFile, Fidelity]]) -> list[Int8Side]:

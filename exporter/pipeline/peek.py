@@ -11,6 +11,7 @@ import msgspec
 from exporter.bundle import bundle_name
 from exporter.errors import GateError
 from exporter.pipeline.bundling import Bundling
+from exporter.pipeline.crosschecking import in_build_order
 from exporter.pipeline.job import Job
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan
@@ -61,13 +62,14 @@ def step_states(plan: Plan, steps: Steps, load_target: Callable[[str], Target]) 
     """The steps of each target up to the first one that has to run."""
     peek = _PeekSteps(steps)
     job = Job(plan, peek)
-    states: list[StepState] = []
-    for target_plan in plan.targets:
+    states: dict[str, list[StepState]] = {}
+    for target_plan in in_build_order(plan.targets, load_target):
         peek.seen.clear()
         try:
             drafted = Bundling(job, load_target(target_plan.name), target_plan).draft()
             peek.seen.append((f"bundle {bundle_name(drafted.manifest)}", True))
         except (_ToDoError, GateError):
             pass  # Its label is the last one seen; what was refused ends with the step that was judged.
-        states += [StepState(target=target_plan.name, step=step, cached=cached) for step, cached in peek.seen]
-    return states
+        name = target_plan.name
+        states[name] = [StepState(target=name, step=step, cached=cached) for step, cached in peek.seen]
+    return [state for target_plan in plan.targets for state in states[target_plan.name]]

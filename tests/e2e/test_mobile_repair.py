@@ -139,6 +139,9 @@ def test_a_recurrent_network_is_offered_ranges_at_run_time_and_told_from_what_on
     sides = [next(one for one in made["variants"] if one["name"] == "int8") for made in (mobile, cpu)]
     here, there = (one["fidelity"]["outputs"][0]["sqnr_db"] for one in sides)
     assert f"SQNR of 'output' {here:.1f} dB, in ONNX {there:.1f} dB" in lint["text"]
+    looked = place.run("plan", "series.toml", "--json", *QUICK, "--set", "profile.enabled=false").document["steps"]
+    assert {one["target"] for one in looked} == {"mobile", "cpu"}
+    assert [one for one in looked if not one["cached"]] == []
     asked = place.build(
         "series.toml",
         "--target",
