@@ -190,6 +190,14 @@ def _meaning(failure: Failure) -> StageError:
             why=shorten(failure.message),
             hint="leave operators of its type in float with `[targets.mobile] exclude`",
         )
+    if failure.stage == "calibrate" and "Tensor data is null" in failure.message:
+        return StageError(
+            "the quantizer cannot calibrate a file that has a tensor which nothing uses",
+            where="calibrate (ai-edge-quantizer)",
+            why="it asks for the values of every tensor, and that one gets none; an LSTM has one in its first step",
+            hint='`[targets.mobile] variants = ["dynamic-int8"]` needs no calibration; from torch (litert-torch) and '
+            'with `format = "ort"` there are no such tensors',
+        )
     where = {"convert": "convert to .tflite (litert-torch)"}.get(
         failure.stage, f"{failure.stage} (ai-edge-quantizer)"
     )

@@ -40,7 +40,8 @@ def _name_tensors(model: Any) -> None:
 
     The names that converters give are made of their own insides; an operator goes by the name of its first result.
     """
-    (graph,), (signature,) = model.subgraphs, model.signatureDefs
+    (signature,) = model.signatureDefs
+    graph = model.subgraphs[int(signature.subgraphIndex)]  # Others are bodies of loops.
     names = {int(entry.tensorIndex): text(entry.name) for entry in (*signature.outputs, *signature.inputs)}
     taken = set(names.values())
     for number, (kind, operator) in enumerate(zip(operator_kinds(model, graph), graph.operators, strict=True)):

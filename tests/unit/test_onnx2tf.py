@@ -15,7 +15,8 @@ from exporter.artifacts import Signature, TensorSpec
 from exporter.errors import StageError
 from exporter.onnx_export import onnx_session
 from exporter.target_api import TensorForm
-from targets import _onnx2tf
+from targets import _litert, _onnx2tf
+from targets._litert_jobs import Failure
 from targets._onnx_edges import write_settled
 
 INT32 = {"int64": "int32"}
@@ -151,3 +152,12 @@ def test_the_environment_is_pinned_to_the_last_package() -> None:
     names = [one.name.lower() for one in found if one.marker is None or one.marker.evaluate()]
     assert len(set(names)) == len(names)
     assert {"onnx2tf", "tensorflow-cpu" if sys.platform == "linux" else "tensorflow"} <= set(names)
+
+
+def test_a_tensor_that_nothing_uses_is_told_in_the_users_terms() -> None:
+    failure = Failure(
+        stage="calibrate", kind="ValueError", message="Tensor data is null. Run allocate_tensors() first"
+    )
+    told = _litert._meaning(failure)
+    assert "nothing uses" in told.what
+    assert "dynamic-int8" in (told.hint or "")
