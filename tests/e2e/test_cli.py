@@ -205,35 +205,36 @@ def test_flags_that_do_not_go_together_exit_with_2(place, arguments, words):
     refused(place.run(*arguments), 2, words, hint=False)
 
 
-def start_up(place: Workplace, *arguments: str) -> tuple[float, set[str]]:
-    """CPU seconds of the process itself, without its children, and the modules that it loaded."""
+def loaded_by(place: Workplace, *arguments: str) -> set[str]:
+    """Modules that a command line loads in a process of its own."""
     code = (
-        "import resource, sys, json\n"
+        "import sys, json\n"
         "from exporter.cli import run\n"
         f"code = run({list(arguments)!r})\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "report = {'code': code, 'seconds': used.ru_utime + used.ru_stime, 'modules': sorted(sys.modules)}\n"
-        "open('startup.json', 'w').write(json.dumps(report))\n"
+        "open('loaded.json', 'w').write(json.dumps({'code': code, 'modules': sorted(sys.modules)}))\n"
     )
-    times = []
-    for _ in range(3):
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=place.folder, env=place.environment(), capture_output=True, check=True
-        )
-        report = json.loads((place / "startup.json").read_text())
-        assert report["code"] == 0
-        times.append(report["seconds"])
-    return min(times), set(report["modules"])
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=place.folder, env=place.environment(), capture_output=True, check=True
+    )
+    report = json.loads((place / "loaded.json").read_text())
+    assert report["code"] == 0
+    return set(report["modules"])
+
+
+HEAVY = {
+    "PIL", "ai_edge_litert", "jinja2", "litert_torch", "matplotlib", "onnx", "onnxruntime", "onnxscript", "openvino",
+    "safetensors", "torch", "torch_pruning", "zstandard",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["help", "verify", "targets"])
-def test_help_and_verify_start_without_torch_or_onnx_in_a_third_of_a_second(place, command):
+def test_commands_that_only_look_load_no_library_that_builds(place, command):
     (bundle,) = place.bundles()[:1]
     arguments = {"help": ("--help",), "verify": ("verify", str(bundle)), "targets": ("targets",)}[command]
-    seconds, modules = start_up(place, *arguments)
-    assert not modules & {"torch", "onnx", "onnxruntime", "onnxscript", "PIL"}
-    if command != "targets":
-        assert seconds < 0.3, f"{seconds:.3f} s"
+    loaded = loaded_by(place, *arguments)
+    assert not loaded & HEAVY
+    if command == "help":
+        assert not loaded & {"numpy", "exporter.pipeline.build", "exporter.sources.factory"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
