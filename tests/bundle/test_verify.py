@@ -234,8 +234,8 @@ def test_a_pipe_does_not_make_verify_hang(shared_place, bundle):
 def test_something_else_than_a_bundle_is_told(shared_place, tmp_path):
     fails(shared_place, tmp_path, "manifest.json", "missing")
     (tmp_path / "file").write_bytes(b"")
-    for name in ("nothing", "file"):
-        refused(shared_place.run("verify", tmp_path / name), 3, "no such bundle folder", name)
+    refused(shared_place.run("verify", tmp_path / "nothing"), 3, "no such bundle folder", "nothing")
+    refused(shared_place.run("verify", tmp_path / "file"), 3, "a bundle's folder is needed", "file")
 
 
 # --- attackers who can seal ----------------------------------------------------------------------------------------
