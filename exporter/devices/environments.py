@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from exporter.errors import MissingError, shorten
@@ -15,24 +16,33 @@ MISLEADING = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__"
 """Variables through which one environment sees into another."""
 
 
-def make_environment(folder: Path, base: str, need: EnvironmentNeed) -> None:
+def make_environment(folder: Path, base: str, need: EnvironmentNeed, *, kept: bool = True) -> None:
     """Makes a virtual environment and installs what is needed into it.
 
     Args:
         folder: where it goes; it may be moved afterwards.
         base: the interpreter that it is made of.
         need: what for.
+        kept: it is used many times, so that all modules are compiled once.
 
     Raises:
         MissingError: the environment or a package cannot be had.
     """
-    _call([base, "-I", "-m", "venv", str(folder)], "make a virtual environment", "is Python's venv module installed?")
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    # To put another pip into it takes longer than most of what is installed; this one's works for the same Python.
+    pip = [sys.executable, "-P", "-m", "pip", "--python", python_of(folder)]
+    venv = ["-I", "-m", "venv", "--without-pip", str(folder)]
+    if base != sys.executable or find_spec("pip") is None:
+        pip = [python_of(folder), "-m", "pip"]
+        venv.remove("--without-pip")
+    _call([base, *venv], "make a virtual environment", "is Python's venv module installed?")
+    install = ["install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    if not kept:
+        install.append("--no-compile")
     # A complete list is taken at its word: what it leaves out is known not to be used.
     alone = ["--no-deps", "--only-binary=:all:"] if need.complete else []
     what = f"{need.name} with what it needs" if need.complete else ", ".join(need.requirements)
     _call(
-        [python_of(folder), *install, *alone, *need.requirements],
+        [*pip, *install, *alone, *need.requirements],
         f"install {what}",
         "is a package index reachable from here?",
     )

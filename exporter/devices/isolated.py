@@ -35,7 +35,7 @@ def isolated_python(runtimes: Sequence[RuntimeNeed], *, minimum: bool) -> Iterat
     )
     with TemporaryDirectory(prefix="edge-exporter-env-") as folder:
         need = EnvironmentNeed(name=runtimes[0].name, requirements=requirements)
-        make_environment(Path(folder), sys.executable, need)
+        make_environment(Path(folder), sys.executable, need, kept=False)
         yield python_of(Path(folder))
 
 
