@@ -8,13 +8,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sshd import Server, free_port
 
-from exporter.devices.arm64 import unpack_packages, unpack_wheels
+from exporter.devices.arm64 import unpack_packages
 from exporter.devices.emulated import BOARDS, CPUS
 
 CORE = BOARDS["pi5"]
@@ -23,7 +23,8 @@ MODULES = (
     "net_failover", "virtio_net", "virtio-rng",
 )  # fmt: skip
 """In the order in which they must be loaded."""
-PACKAGES = ("python3", "libstdc++6", "openssh-server", "busybox-static", "linux-image-cloud-arm64")
+PACKAGES = ("openssh-server", "busybox-static", "linux-image-cloud-arm64")
+"""What a machine has beside the userland of emulated devices."""
 INIT = """\
 #!/bin/busybox sh
 B=/bin/busybox
@@ -76,20 +77,19 @@ def into_root(root: Path, folder: Path) -> str:
 
 
 @contextmanager
-def machine(folder: Path, requirements: Sequence[str]) -> Iterator[Server]:
+def machine(folder: Path, userland: Path) -> Iterator[Server]:
     """A virtual board under qemu-system-aarch64: Debian's kernel, its sshd, its Python and the real aarch64 wheels.
 
     Args:
         folder: for its files.
-        requirements: wheels that its Python has.
+        userland: its Python and the wheels, with modules that are compiled, which takes an emulated Python minutes.
 
     Raises:
-        MissingError: Debian's arm64 packages or the wheels cannot be had here.
+        MissingError: Debian's arm64 packages cannot be had here.
     """
     root = folder / "root"
-    root.mkdir(parents=True)
+    shutil.copytree(userland, root, symlinks=True)
     unpack_packages(root, PACKAGES)
-    unpack_wheels(root, requirements)
     port = free_port()
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)

@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 from support import Workplace
 
+from exporter.store import Store
+
 DEVICE_TESTS = ("test_adb", "test_adb_benchmark", "test_boards", "test_ssh")
 """Modules that use this machine as a device, which serves one exporter at a time."""
 
@@ -37,6 +39,13 @@ def store_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         os.environ.pop("EDGE_EXPORTER_CACHE", None)
     else:
         os.environ["EDGE_EXPORTER_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store for what takes long to make and is the same for all: environments and userlands, with all processes."""
+    top = tmp_path_factory.getbasetemp()
+    return Store((top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "kept")
 
 
 @pytest.fixture
