@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +15,15 @@ from exporter.artifacts import canonical
 from exporter.errors import DataError, StageError, shorten
 from exporter.target_api import ConvertRequest, unheard
 from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob
-from targets._processes import run_telling
+from targets._warm import warm_process
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
 
 MODULE = "targets._litert_worker"
+QUANTIZER = ("ai_edge_quantizer.quantizer", "ai_edge_quantizer.calibrator", "ai_edge_litert.tools.flatbuffer_utils")
+CONVERTER = ("torch", "litert_torch", *QUANTIZER)
+"""What the process imports; the libraries behind it take seconds."""
 SECONDS = 4 * 3600
 STAGES = {"convert": "write the float .tflite"}
 """What the user reads of a stage, where that is not its name."""
@@ -153,9 +155,11 @@ def _run(folder: Path, job: ConversionJob, tell: Callable[[str], None] = unheard
     def said(stage: str) -> None:
         tell(STAGES.get(stage, stage))
 
-    command = [sys.executable, "-P", "-m", MODULE, str(folder / "job.json")]
     try:
-        code = run_telling(command, folder=folder, environment=environment, seconds=SECONDS, tell=said)
+        code = warm_process(os.getpid()).run(
+            MODULE, [str(folder / "job.json")], imports=QUANTIZER if job.program is None else CONVERTER,
+            folder=folder, environment=environment, seconds=SECONDS, tell=said,
+        )  # fmt: skip
     except TimeoutError as error:
         raise StageError(f"the converter did not end within {SECONDS // 3600} hours") from error
     if code == 0:

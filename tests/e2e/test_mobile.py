@@ -51,6 +51,7 @@ def crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_converter_that_crashes.py").write_text("import os\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(_litert, "MODULE", "a_converter_that_crashes")
+    monkeypatch.setattr(_litert, "CONVERTER", ())
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_converter_that_fails.py").write_text("\n".join(lines))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(_litert, "MODULE", "a_converter_that_fails")
+    monkeypatch.setattr(_litert, "CONVERTER", ())
 
 
 def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
