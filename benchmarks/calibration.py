@@ -1,13 +1,14 @@
 """Calibration against onnxruntime's own calibrators: seconds and peak memory, ResNet-18 at 224x224.
 
-Every run is a process of its own, in turn, one thread; ratios are taken within one run of this script.
+Every run is a process of its own, in turn, one thread each; ratios are taken within one run of this script.
 
-Usage: python benchmarks/calibration.py [--rounds 1]
+Usage: python benchmarks/calibration.py [--rounds 1] [--output FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -19,38 +20,73 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from corpus.results import put_row  # noqa: E402
+
 BATCH = 8
 OURS = {"minmax": False, "histogram": True, "histogram, 2 jobs": True}
 THEIRS = ("MinMax", "Percentile", "Entropy")
+CASES = (
+    *((kind, 128) for kind in (*OURS, *THEIRS)),
+    *((kind, count) for kind in ("histogram", "histogram, 2 jobs") for count in (64, 1024)),
+)
 
 
 def main() -> None:
     """Measures everything and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--child", nargs=3, metavar=("KIND", "MODEL", "IMAGES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, model, count = arguments.child
         print(json.dumps(_child(kind, Path(model), int(count))))
         return
+    seen: dict[tuple[str, int], list[tuple[float, float]]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as folder:
         model = _prepared(Path(folder))
-        cases = [(kind, 128) for kind in (*OURS, *THEIRS)] + [("histogram", 64), ("histogram", 1024)]
-        seen: dict[tuple[str, int], list[tuple[float, float]]] = {case: [] for case in cases}
         for _ in range(arguments.rounds):
-            for case in cases:
+            for case in CASES:
                 seen[case].append(_measure(case, model))
-    print(f"{'observer':28}{'images':>8}{'seconds':>10}{'peak MB':>10}")
+    date = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
     for (kind, count), runs in seen.items():
-        name = f"edge-exporter {kind}" if kind in OURS else f"onnxruntime {kind}"
         seconds, megabytes = (statistics.median(column) for column in zip(*runs, strict=True))
-        print(f"{name:28}{count:8}{seconds:10.2f}{megabytes:10.0f}")
-    print(f"{arguments.rounds} rounds, {os.cpu_count()} cores, one thread")
+        row = {"name": _name(kind, count), "date": date, "rounds": arguments.rounds, "images": count}
+        write(arguments.output, row | {"seconds": seconds, "megabytes": megabytes})
+        print(f"{row['name']}: {seconds:.2f} s, {megabytes:.0f} MB", flush=True)
+
+
+def _name(kind: str, count: int) -> str:
+    return f"{'edge-exporter' if kind in OURS else 'onnxruntime'} {kind}, {count} images"
+
+
+def write(folder: Path, row: dict[str, Any]) -> None:
+    """Puts a row into both files."""
+    put_row(
+        folder,
+        "calibration",
+        row,
+        [_name(*case) for case in CASES],
+        "Calibration of ResNet-18 at 224x224",
+        f"Medians over the rounds; batches of {BATCH}; each line is a process of its own, all in turn, and its peak "
+        "memory is that of the process, with all processes of several jobs added up.",
+        table,
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| observer | rounds | seconds | peak MB |", "|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row['name']} | {row['rounds']} | {row['seconds']:.2f} | {row['megabytes']:,.0f} |")
+    return "\n".join([*lines, ""])
 
 
 def _prepared(folder: Path) -> Path:

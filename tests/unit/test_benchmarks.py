@@ -94,3 +94,21 @@ def test_recall_looks_for_each_query_among_all_names() -> None:
     vectors = np.array([[1.0, 0], [0, 1], [0, 1], [1, 0]])
     assert recall_at_1({"out": vectors}, np.array([0, 1, 1, 0])) == 1.0
     assert recall_at_1({"out": vectors}, np.array([0, 1, 0, 1])) == 0.0
+
+
+def test_rows_of_each_machine_have_a_table_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from corpus import results
+
+    def put(machine: str, name: str, value: int) -> None:
+        monkeypatch.setattr(results, "_machine", lambda: machine)
+        row = {"name": name, "date": "2026-01-01", "value": value}
+        told = lambda rows: "".join(f"{one['name']}={one['value']}\n" for one in rows)  # noqa: E731
+        results.put_row(tmp_path, "speed", row, ["a", "b"], "Speed", "How fast.", told)
+
+    for machine, name, value in (("old", "b", 1), ("new", "a", 2), ("old", "a", 3), ("old", "b", 4)):
+        put(machine, name, value)
+    head, new, old = (tmp_path / "speed.md").read_text().split("## ")
+    assert "benchmarks/speed.py" in head
+    assert new.startswith("new\n")
+    assert new.endswith("a=2\n\n")
+    assert old.endswith("a=3\nb=4\n")
