@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import onnx
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+FLOAT_RESULTS = ("MatMul", "Gemm")
+"""Operators whose int8 kernels can write floats."""
 EXCLUDED = "left in float by name"
 MASKED = "masked values pass through it"
 OVERFLOW = "its bias does not fit into 32 bits at the scales of its input and its weights"
@@ -22,8 +24,8 @@ def coverage_of(model: Path, scheme: QuantScheme, left: Mapping[str, str] | None
     """Reads the coverage off a QDQ file.
 
     A node counts as int8 when each of its float inputs comes from a DequantizeLinear and its result goes to a
-    QuantizeLinear, which is the pattern that runtimes fuse into an int8 kernel. Nodes without float results
-    (shape arithmetic) are not counted.
+    QuantizeLinear, or it is a matrix product: the patterns that runtimes fuse into an int8 kernel. Nodes without
+    float results (shape arithmetic) are not counted.
 
     Args:
         model: the QDQ file.
@@ -83,7 +85,8 @@ def _reason(
     from_float = [name for name in float_inputs if producer.get(name) != DEQUANTIZE]
     if from_float:
         return f"its input '{from_float[0]}' is not quantized"
-    if not any(QUANTIZE in consumers.get(name, ()) for name in node.output):
+    rounded = any(QUANTIZE in consumers.get(name, ()) for name in node.output)
+    if not rounded and node.op_type not in FLOAT_RESULTS:
         return "its result is not quantized"
     return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Lint
-from exporter.quantize.coverage import DEQUANTIZE, QUANTIZE, quantizable_ops
+from exporter.quantize.coverage import DEQUANTIZE, FLOAT_RESULTS, QUANTIZE, quantizable_ops
 
 if TYPE_CHECKING:
     import onnx
@@ -50,13 +50,18 @@ def fusion_lints(path: Path, int8_model: onnx.ModelProto) -> Iterator[Lint]:
     unfused = [
         node
         for node in graph.node
-        if node.op_type in with_form and dequantized.intersection(node.input) and quantized.intersection(node.output)
+        if node.op_type in with_form
+        and dequantized.intersection(node.input)
+        and (
+            quantized.intersection(node.output)
+            or (node.op_type in FLOAT_RESULTS and dequantized.issuperset(node.input[:2]))
+        )
     ]
     for node in unfused:
         yield Lint(
             kind="unfused",
             subject=node.name,
-            text=f"onnxruntime runs this {node.op_type} in float, between a DequantizeLinear and a QuantizeLinear",
+            text=f"onnxruntime runs this {node.op_type} in float, between conversions from and to 8 bits",
             action="[quantize] exclude keeps it in float without the conversions",
         )
     left = sum(node.op_type in (QUANTIZE, DEQUANTIZE) for node in graph.node)

@@ -13,6 +13,7 @@ from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.biases import clipped_biases, widen_scales
 from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.details import check_names, one_scale, quant_type
+from exporter.quantize.float_results import release_results
 from exporter.quantize.opset import PER_CHANNEL_OPSET, opset_of
 from exporter.quantize.prepare import PREPARED, external_size, prepare_float
 from exporter.quantize.states import States, load_states, merged, save_states
@@ -118,6 +119,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
         left |= dict.fromkeys(overflowing, OVERFLOW)
         _quantize(prepared, states, output, scheme, single, left)
         _mend_biases(prepared, output)
+    _release(output)
     return coverage_of(output, scheme, left)
 
 
@@ -129,11 +131,27 @@ def _mend_biases(prepared: Path, output: Path) -> list[str]:
     if not clipped_biases(model):
         return []
     left = widen_scales(model, onnx.load(prepared))
+    _write(model, output)
+    return left
+
+
+def _release(output: Path) -> None:
+    """Leaves results in float that nothing in int8 reads."""
+    import onnx
+
+    model = onnx.load(output)
+    if release_results(model):
+        _write(model, output)
+
+
+def _write(model: onnx.ModelProto, output: Path) -> None:
+    """Writes a file anew, with weights beside it where they were there."""
+    import onnx
+
     external = external_size(output) > 0
     for file in output.parent.glob(f"{output.name}.*"):
         file.unlink()  # onnx would write behind what is there.
     onnx.save(model, output, save_as_external_data=external, location=f"{output.name}.data")
-    return left
 
 
 def _quantize(

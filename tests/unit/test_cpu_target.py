@@ -38,7 +38,7 @@ def test_a_file_is_made_for_a_cpu_that_shows_one_of_each(requires, features, met
 
 
 def test_simulation_gives_what_int8_kernels_that_cannot_saturate_give(tmp_path):
-    """7-bit weights are exact on every CPU, so both ways of computing must agree to one step of the output."""
+    """7-bit weights are exact on every CPU, so both ways of computing must agree to far less than one of 255 steps."""
     write_cnn(tmp_path / "model.onnx", opset=21, ir_version=10)
     images, _ = quadrants(32, seed=2)
     scheme = QuantScheme(reduce_range=True)
@@ -52,9 +52,7 @@ def test_simulation_gives_what_int8_kernels_that_cannot_saturate_give(tmp_path):
     native, simulated = (
         onnx_session(tmp_path / "int8.onnx", simulated=way)({"image": images})["scores"] for way in (False, True)
     )
-    step = np.unique(np.diff(np.unique(native))).min()
-    assert np.abs(native - simulated).max() <= 2 * step
-    assert np.mean(native == simulated) > 0.9
+    assert np.abs(native - simulated).max() <= 0.01 * np.ptp(native) / 255
 
 
 def test_a_variant_for_other_cpus_is_judged_by_simulation_and_neither_tested_nor_measured_here(place: Workplace):

@@ -93,7 +93,7 @@ def test_local_noise_is_that_of_the_node_on_the_float_models_activations(tmp_pat
     b = 1 / (1 + np.exp(-a))
     y = b @ stored["v"]
     own_first = rounded(rounded(x, int8, "x") @ weight(int8, "w"), int8, "a")
-    own_second = rounded(rounded(b, int8, "b") @ weight(int8, "v"), int8, "y_QuantizeLinear_Input")
+    own_second = rounded(b, int8, "b") @ weight(int8, "v")  # The user reads it: it is not rounded.
     by_node = {one.node: one for one in found}
     assert set(by_node) == {"first", "sigmoid", "second"}
     assert by_node["first"].sqnr_db == pytest.approx(decibels(a, own_first), abs=0.3)

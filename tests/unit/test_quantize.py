@@ -296,12 +296,15 @@ def test_every_observer_gives_a_model_that_keeps_the_answers(tmp_path, observer)
 
 
 def test_the_tolerance_of_an_int8_output_is_one_step_of_its_own_scale(tmp_path):
-    _, model = cnn(tmp_path)
-    (node,) = [node for node in model.graph.node if "scores" in node.output]
+    convolution = helper.make_node("Conv", ["image", "w"], ["map"], name="conv")
+    weights = {"w": np.ones((2, 1, 3, 3), np.float32)}
+    net = make([convolution], {"image": ["n", 1, 8, 8]}, {"map": ["n", 2, 6, 6]}, weights)
+    _, model = quantized(tmp_path, net, SCHEME, [{"image": quadrants(8, seed=1)[0]}])
+    (node,) = [node for node in model.graph.node if "map" in node.output]
     assert node.op_type == "DequantizeLinear"
     scale = float(values(model)[node.input[1]])
-    expected = {"scores": np.zeros(8, np.float32)}
-    tolerance = int8_tolerance(tmp_path / "out" / "model.onnx", expected)["scores"]
+    expected = {"map": np.zeros(8, np.float32)}
+    tolerance = int8_tolerance(tmp_path / "out" / "model.onnx", expected)["map"]
     assert tolerance.quantum == pytest.approx(scale)
     assert scale <= tolerance.atol < 1.1 * scale
 
