@@ -7,6 +7,7 @@ floats, MatMulIntegerToFloat and QGemm in onnxruntime. Those for convolutions ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,16 @@ class _Pair:
     back: list[onnx.NodeProto]
 
 
-def release_results(model: onnx.ModelProto) -> list[str]:
+AT_THE_END = "_QuantizeLinear_Input"
+"""What onnxruntime's quantizer adds to the name of a result whose own name the pair at the model's end has."""
+
+
+def release_results(model: onnx.ModelProto, float_model: onnx.ModelProto) -> list[str]:
     """Takes away the Q/DQ pairs behind matrix products whose results no int8 node reads.
 
     Args:
         model: a QDQ file, changed in place.
+        float_model: what it was made of.
 
     Returns:
         Names of the products.
@@ -37,15 +43,16 @@ def release_results(model: onnx.ModelProto) -> list[str]:
     graph = model.graph
     if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
         return []  # Graphs inside of nodes read tensors of this one by name.
-    found = _Pairs(graph).idle()
+    results = {node.name: node.output[0] for node in float_model.graph.node if node.op_type in FLOAT_RESULTS}
+    found = [pair for pair in _Pairs(graph).idle() if _whole(pair.product, results)]
     ends = {value.name for value in graph.output}
     names = {}
     for pair in found:
-        results = [one.output[0] for one in pair.back]
+        backs = [one.output[0] for one in pair.back]
         # What the user reads keeps its name.
-        result = next((name for name in results if name in ends), pair.product.output[0])
+        result = next((name for name in backs if name in ends), pair.product.output[0])
         pair.product.output[0] = result
-        names |= dict.fromkeys(results, result)
+        names |= dict.fromkeys(backs, result)
     gone = [node for pair in found for node in (pair.quantize, *pair.back)]
     for node in gone:
         graph.node.remove(node)
@@ -57,6 +64,11 @@ def release_results(model: onnx.ModelProto) -> list[str]:
     for tensor in [tensor for tensor in graph.initializer if tensor.name in constants]:
         graph.initializer.remove(tensor)
     return [pair.product.name for pair in found]
+
+
+def _whole(product: onnx.NodeProto, results: Mapping[str, str]) -> bool:
+    """Whether a product's result is that of the float model; a clipping behind it may be left to the pair's range."""
+    return results.get(product.name) == product.output[0].removesuffix(AT_THE_END)
 
 
 class _Pairs:

@@ -119,7 +119,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
         left |= dict.fromkeys(overflowing, OVERFLOW)
         _quantize(prepared, states, output, scheme, single, left)
         _mend_biases(prepared, output)
-    _release(output)
+    _release(prepared, output)
     return coverage_of(output, scheme, left)
 
 
@@ -135,12 +135,12 @@ def _mend_biases(prepared: Path, output: Path) -> list[str]:
     return left
 
 
-def _release(output: Path) -> None:
+def _release(prepared: Path, output: Path) -> None:
     """Leaves results in float that nothing in int8 reads."""
     import onnx
 
     model = onnx.load(output)
-    if release_results(model):
+    if release_results(model, onnx.load(prepared, load_external_data=False)):
         _write(model, output)
 
 

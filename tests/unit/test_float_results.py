@@ -19,6 +19,7 @@ from exporter.quantize.fusion import fusion_lints, optimised
 
 WIDTH = 16
 RANDOM = np.random.default_rng(5)
+BOUNDS = {"low": 0.0, "high": 2.0}
 X = RANDOM.standard_normal((32, WIDTH), np.float32)
 
 
@@ -27,7 +28,9 @@ def network(*operators: str, op: str = "MatMul") -> Any:
     nodes, name = [], "x"
     for index, kind in enumerate(operators):
         output = "y" if index == len(operators) - 1 else f"t{index}"
-        nodes.append(helper.make_node(kind, [name, f"w{index}"] if kind == op else [name], [output], name=f"n{index}"))
+        nodes.append(
+            helper.make_node(kind, [name, f"w{index}"] if kind == op else [name], [output], name=f"n{index}")
+        )
         name = output
     weights = [
         numpy_helper.from_array(RANDOM.standard_normal((WIDTH, WIDTH), np.float32) / 4, f"w{index}")
@@ -92,11 +95,26 @@ def test_what_computes_in_int8_between_products_is_not_broken_up(tmp_path: Path)
     assert not [lint for lint in fusion_lints(tmp_path / "int8.onnx", model) if lint.kind == "unfused"]
 
 
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_a_clipping_that_the_rounding_does_is_kept(tmp_path: Path, op: str, activation: str) -> None:
+    net = network(op, activation, "Erf", op=op)
+    if activation == "Clip":
+        net.graph.initializer.extend(
+            numpy_helper.from_array(np.float32(value), name) for name, value in BOUNDS.items()
+        )
+        net.graph.node[1].input.extend(BOUNDS)
+    quantized(tmp_path, net)
+    wanted, found = (answers(tmp_path / name) for name in ("float.onnx", "int8.onnx"))
+    assert found.min() >= -1e-6
+    assert np.abs(found - wanted).max() < 0.1
+
+
 def test_the_answers_are_nearer_to_those_of_the_float_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network("MatMul", "Erf", "MatMul")
     quantized(tmp_path, net)
     wanted, released = answers(tmp_path / "float.onnx"), answers(tmp_path / "int8.onnx")
-    monkeypatch.setattr("exporter.quantize.static.release_results", lambda model: [])
+    monkeypatch.setattr("exporter.quantize.static.release_results", lambda model, float_model: [])
     quantized(tmp_path, net)
     rounded = answers(tmp_path / "int8.onnx")
     assert not np.array_equal(rounded, released)
@@ -115,5 +133,5 @@ def test_a_graph_with_graphs_inside_is_left_alone(tmp_path: Path) -> None:
     model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
     model.graph.node.append(branch)
     before = model.SerializeToString()
-    assert release_results(model) == []
+    assert release_results(model, onnx.load(tmp_path / "float.onnx")) == []
     assert model.SerializeToString() == before
