@@ -97,6 +97,7 @@ class QuantScheme(Value, frozen=True, kw_only=True):
         equalize: even out the ranges of channels between neighbouring layers first.
         per_tensor: names of ONNX nodes whose weights get one scale although `per_channel` is on.
         observers: tensor name to the observer that reads its range instead of `observer`.
+        correct_biases: what rounding adds to the mean of each channel is taken off its bias, on calibration data.
         dynamic: ranges of activations are taken at run time; needs no calibration data.
     """
 
@@ -111,6 +112,7 @@ class QuantScheme(Value, frozen=True, kw_only=True):
     equalize: bool = False
     per_tensor: tuple[str, ...] = ()
     observers: dict[str, ObserverName] = {}
+    correct_biases: bool = False
     dynamic: bool = False
 
     @property
@@ -127,6 +129,7 @@ class QuantScheme(Value, frozen=True, kw_only=True):
         words += [] if self.dynamic else [self.observer]
         words += ["7-bit weights"] if self.reduce_range else []
         words += ["equalized"] if self.equalize else []
+        words += ["biases corrected"] if self.correct_biases else []
         words += [f"only {', '.join(self.ops)}"] if self.ops else []
         return " ".join(words)
 

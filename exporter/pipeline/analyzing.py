@@ -28,6 +28,7 @@ from exporter.errors import InputError, closest
 from exporter.measure import node_latency
 from exporter.pipeline.arrays import read_groups
 from exporter.pipeline.job import Job
+from exporter.pipeline.quantizing import int8_model
 from exporter.pipeline.ranking import ranked_batches
 from exporter.pipeline.results import load_json
 from exporter.pipeline.steps import Steps, versions
@@ -86,7 +87,7 @@ def analyze_plan(
     checked, data = job.check_data(inputs)
     float_model = job.float_model(inputs, checked, data, target_plan.export, need)
     samples = checked.calibration.samples if checked.calibration else 0
-    model = job.int8_model(inputs, float_model, wanted, quantize.scheme, samples)
+    model = int8_model(job, inputs, float_model, wanted, quantize.scheme, samples)
     prepared = model.prepared
     assert prepared is not None, "static files know what they were quantized from"
     judged = job.data.judged

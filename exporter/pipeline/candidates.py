@@ -13,6 +13,7 @@ from exporter.pipeline.job import Job
 from exporter.pipeline.judged import Judged, products_among
 from exporter.pipeline.linting import lint_text
 from exporter.pipeline.mending import Mending
+from exporter.pipeline.quantizing import dynamic_model, int8_model, quantized
 from exporter.pipeline.quick_races import QuickRaces
 from exporter.pipeline.ranking import rank_nodes
 from exporter.pipeline.repair import REMEDIES, Remedy
@@ -101,13 +102,13 @@ class Candidates:
         if not quantize.enabled or not need.int8:
             return []
         if quantize.dynamic:
-            return [self._job.dynamic_model(self._float_model, quantize.scheme)]
+            return [dynamic_model(self._job, self._float_model, quantize.scheme)]
         static = [
-            self._job.int8_model(self._inputs, self._float_model, wanted, quantize.scheme, self._samples)
+            int8_model(self._job, self._inputs, self._float_model, wanted, quantize.scheme, self._samples)
             for wanted in need.int8
         ]
         offered = need.dynamic and quantize.try_dynamic and self._suits_dynamic()
-        return static + ([self._job.dynamic_model(self._float_model, quantize.scheme)] if offered else [])
+        return static + ([dynamic_model(self._job, self._float_model, quantize.scheme)] if offered else [])
 
     def _suits_dynamic(self) -> bool:
         from exporter.quantize import suits_dynamic
@@ -116,7 +117,7 @@ class Candidates:
 
     def quantized(self, model: Int8Model, scheme: QuantScheme) -> Int8Model:
         """See `Maker`."""
-        return self._job.quantized(self._inputs, self._float_model, model.wanted, scheme, self._samples)
+        return quantized(self._job, self._inputs, self._float_model, model.wanted, scheme, self._samples)
 
     def judged(self, model: Int8Model, scheme: QuantScheme) -> Judged:
         """See `Maker`."""

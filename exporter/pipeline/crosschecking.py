@@ -17,6 +17,7 @@ from exporter.artifacts import Fidelity, Lint, QuantScheme, TensorSpec, canonica
 from exporter.pipeline.candidates import Made
 from exporter.pipeline.job import Job
 from exporter.pipeline.judging import judge
+from exporter.pipeline.quantizing import quantized
 from exporter.pipeline.results import FloatModel, Int8Model, Int8Side, Reference, load_json
 from exporter.pipeline.steps import versions
 from exporter.plan import TargetPlan
@@ -25,7 +26,17 @@ from exporter.target_api import Requantizing, SchemeNeed, Target, VariantFile
 APART_DB = 3.0
 """SQNR that two int8 files of one model may differ by without a word on why."""
 RECURRENT = ("LSTM", "GRU", "RNN")
-KEYS = ("weights", "activations", "per_channel", "reduce_range", "observer", "equalize", "exclude", "ops")
+KEYS = (
+    "weights",
+    "activations",
+    "per_channel",
+    "reduce_range",
+    "observer",
+    "equalize",
+    "correct_biases",
+    "exclude",
+    "ops",
+)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +83,7 @@ class MadeAlike(msgspec.Struct, frozen=True, kw_only=True):
     def __call__(self, other: Int8Side, scheme: QuantScheme) -> Int8Side:
         """The ONNX file, made with this scheme."""
         job, label = self.job, "cross-check int8 in ONNX"
-        made = job.quantized(self.inputs, self.float_model, SchemeNeed(), scheme, self.samples)
+        made = quantized(job, self.inputs, self.float_model, SchemeNeed(), scheme, self.samples)
 
         def build(folder: Path) -> None:
             from exporter.onnx_export import onnx_session

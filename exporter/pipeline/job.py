@@ -1,4 +1,4 @@
-"""The steps that belong to the model, whatever the target: data, ONNX, reference outputs, int8."""
+"""The steps that belong to the model, whatever the target: data, ONNX, reference outputs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from exporter import data as data_room
 from exporter import sources
-from exporter.artifacts import Coverage, Lint, QuantScheme, TensorSpec, canonical, file_digest
+from exporter.artifacts import TensorSpec, canonical, file_digest
 from exporter.errors import DataError, InputError
 from exporter.events import Note
 from exporter.pipeline.composing import merged_source
 from exporter.pipeline.datasets import DataSets, Role
 from exporter.pipeline.inputs import fixed_axes, model_inputs
-from exporter.pipeline.linting import lints_for
 from exporter.pipeline.models import stored_outputs
 from exporter.pipeline.results import (
     DataChecked,
     Exported,
     FloatModel,
-    Int8Model,
     Int8Side,
     Reference,
     SetFacts,
@@ -35,7 +31,7 @@ from exporter.plan import Plan
 from exporter.plan_types import DataPlan, ExportPlan, ModelPlan
 from exporter.sources import is_factory
 from exporter.store import Stored
-from exporter.target_api import Int8File, Need, SchemeNeed
+from exporter.target_api import Need
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,15 +191,20 @@ class Job:
 
     def calibration_parts(self) -> dict[str, Any]:
         """What decides which calibration samples a model gets, beside its inputs."""
-        self._calibration()
+        self.calibration()
         return self.data.parts("calibration")
 
     def calibration_batches(self, inputs: Inputs) -> Iterator[Arrays]:
         """One pass over the calibration data."""
-        section = self._calibration()
+        section = self.calibration()
         return (batch.inputs for batch in self.data.open("calibration", inputs).batches(section.batch_size))
 
-    def _calibration(self) -> DataPlan:
+    def calibration(self) -> DataPlan:
+        """The plan's section of calibration data.
+
+        Raises:
+            DataError: it has none.
+        """
         section = self.data.sections.get("calibration")
         if section is None:
             raise DataError(
@@ -213,100 +214,6 @@ class Job:
                 hint='add `[calibration] data = "file.npz"`, or `--set quantize.enabled=false` for float alone',
             )
         return section
-
-    def int8_model(
-        self, inputs: Inputs, float_model: FloatModel, wanted: SchemeNeed, base: QuantScheme, samples: int
-    ) -> Int8Model:
-        """A QDQ file, made with the calibration data.
-
-        Args:
-            inputs: of the model.
-            float_model: what is quantized.
-            wanted: what the target asks for.
-            base: the plan's scheme, which `wanted` changes.
-            samples: calibration samples, for the progress bar.
-        """
-        scheme = msgspec.structs.replace(base, **wanted.changes)
-        return self.quantized(inputs, float_model, wanted, scheme, samples)
-
-    def quantized(
-        self, inputs: Inputs, float_model: FloatModel, wanted: SchemeNeed, scheme: QuantScheme, samples: int
-    ) -> Int8Model:
-        """A QDQ file with this very scheme; see `int8_model`."""
-        calibrated = self._calibrate(inputs, float_model, scheme, self._calibration().batch_size, samples)
-
-        def build(folder: Path) -> None:
-            from exporter.quantize import lint, quantize_calibrated
-
-            model = folder / "model.onnx"
-            coverage = quantize_calibrated(calibrated.folder, model, scheme=scheme)
-            (folder / "coverage.json").write_bytes(canonical(coverage))
-            found = lint(calibrated.folder, model, scheme=scheme, coverage=coverage, samples=samples)
-            (folder / "lints.json").write_bytes(canonical(found))
-
-        parts = {"calibrated": calibrated.content, "scheme": scheme, "versions": versions("onnxruntime", "onnx")}
-        stored = self.steps.stored("quantize", 1, parts, build, label=f"quantize ({scheme.label})")
-        lints = lints_for(load_json(stored.folder / "lints.json", tuple[Lint, ...]), wanted.requires)
-        from exporter.quantize import PREPARED
-
-        return Int8Model(
-            file=_int8_file(wanted, stored, scheme),
-            content=stored.content,
-            wanted=wanted,
-            prepared=calibrated.folder / PREPARED,
-            lints=lints,
-        )
-
-    def dynamic_model(self, float_model: FloatModel, base: QuantScheme) -> Int8Model:
-        """A file whose weights are int8 and whose ranges are taken at run time."""
-        # Sums of bytes saturate on some CPUs whoever chose the ranges; what calibration decides does not matter here.
-        scheme = QuantScheme(
-            per_channel=base.per_channel, reduce_range=True, exclude=base.exclude, ops=base.ops, dynamic=True
-        )
-
-        def build(folder: Path) -> None:
-            from exporter.quantize import quantize_dynamic
-
-            coverage = quantize_dynamic(float_model.path, folder / "model.onnx", scheme=scheme)
-            (folder / "coverage.json").write_bytes(canonical(coverage))
-
-        parts = {"model": float_model.content, "scheme": scheme, "versions": versions("onnxruntime", "onnx")}
-        stored = self.steps.stored("quantize-dynamic", 1, parts, build, label=f"quantize ({scheme.label})")
-        wanted = SchemeNeed(name="int8-dynamic")
-        return Int8Model(file=_int8_file(wanted, stored, scheme), content=stored.content, wanted=wanted)
-
-    def _calibrate(
-        self, inputs: Inputs, float_model: FloatModel, scheme: QuantScheme, batch_size: int, samples: int
-    ) -> Stored:
-        """What the tensors looked like on the calibration data; observers that need the same share it."""
-        label = "calibrate"
-        histogram = scheme.needs_histogram
-
-        def build(folder: Path) -> None:
-            from exporter.quantize import calibrate
-
-            calibrate(
-                float_model.path,
-                folder,
-                histogram=histogram,
-                symmetric=scheme.symmetric_activations,
-                equalized=scheme.equalize,
-                batches=self.calibration_batches(inputs),
-                progress=self.steps.progress(label),
-                jobs=self.steps.jobs,
-            )
-
-        parts = {
-            "model": float_model.content,
-            "inputs": inputs,
-            **self.calibration_parts(),
-            "histogram": histogram,
-            "symmetric": scheme.symmetric_activations,
-            "equalized": scheme.equalize,
-            "versions": versions("onnxruntime", "onnx"),
-        }
-        total = -(-samples // batch_size)
-        return self.steps.stored("calibrate", 1, parts, build, label=label, total=total)
 
     def _check_data(self, folder: Path, inputs: Inputs) -> None:
         from exporter.pipeline.samples import write_samples
@@ -418,14 +325,3 @@ def _overlap(reports: Mapping[Role, data_room.DataReport], role: Role) -> int:
 def _float_model(stored: Stored) -> FloatModel:
     exported = load_json(stored.folder / "export.json", Exported)
     return FloatModel(path=stored.folder / "model.onnx", content=stored.content, exported=exported)
-
-
-def _int8_file(wanted: SchemeNeed, stored: Stored, scheme: QuantScheme) -> Int8File:
-    return Int8File(
-        name=wanted.name,
-        path=stored.folder / "model.onnx",
-        scheme=scheme,
-        coverage=load_json(stored.folder / "coverage.json", Coverage),
-        requires=wanted.requires,
-        specialises=wanted.specialises,
-    )

@@ -1,8 +1,8 @@
 """Brings an int8 model that fails the gate back within it, the cheapest change first.
 
-Even channels cost nothing at run time, nor does another observer or other scales of weights. Unsigned weights cost
-something, and a node in float more, so nodes become float last: a few of the worst, then all but convolutions and
-matrix products, then as many of the worst as it takes.
+Even channels and corrected biases cost nothing at run time, nor do other observers or other scales of weights.
+Unsigned weights cost something, and a node in float more, so nodes become float last: a few of the worst, then all
+but convolutions and matrix products, then as many of the worst as it takes.
 What a later change made useless is taken back.
 """
 
@@ -22,6 +22,8 @@ WORST_SHARE = 0.25
 """Share of the nodes whose ranges and scales are tried otherwise before any becomes float."""
 OTHER_OBSERVERS: tuple[ObserverName, ...] = ("mse", "percentile")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+BIASED = (*CONVOLUTIONS, "Gemm", "MatMul")
+"""Operators that a bias is part of, or follows."""
 MOVERS = frozenset(
     ("Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )
@@ -32,7 +34,9 @@ BEARABLE = 1.5
 """Latency ratio up to which unsigned weights are tried: int8 takes little less than two thirds of float's time."""
 NAMES_SHOWN = 3
 
-Remedy = Literal["equalize", "saturation", "observers", "scales", "unsigned", "few-floats", "products", "floats"]
+Remedy = Literal[
+    "equalize", "saturation", "biases", "observers", "scales", "unsigned", "few-floats", "products", "floats"
+]
 REMEDIES: tuple[Remedy, ...] = get_args(Remedy)
 """All of them, the cheapest first."""
 
@@ -96,6 +100,7 @@ class Repairing:
         phases: dict[Remedy, Callable[[], None]] = {
             "equalize": self._equalize,
             "saturation": self._saturation,
+            "biases": self._biases,
             "observers": self._observers,
             "scales": self._scales,
             "unsigned": self._unsigned,
@@ -125,6 +130,11 @@ class Repairing:
         """Sums of full-range bytes saturate on some CPUs, where one bit less is more exact than 8."""
         if self._scheme.weights == "int8" and not self._scheme.reduce_range:
             self._try("7-bit weights", reduce_range=True)
+
+    def _biases(self) -> None:
+        layers = self.best.model.file.coverage.quantized_ops.keys() & set(BIASED)
+        if layers and not self._scheme.correct_biases:
+            self._try("biases corrected by the mean error of their channels", correct_biases=True)
 
     def _observers(self) -> None:
         tensors = [node.output for node in self._worst() if node.range is not None]

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exporter.quantize.correcting import correct_biases
     from exporter.quantize.damage import node_damage
     from exporter.quantize.dynamic import quantize_dynamic, suits_dynamic
     from exporter.quantize.energies import channel_decibels, decibels
@@ -22,6 +23,7 @@ __all__ = [
     "PREPARED",
     "calibrate",
     "channel_decibels",
+    "correct_biases",
     "decibels",
     "int8_tolerance",
     "lint",
@@ -38,6 +40,7 @@ _HOMES = {
     "PREPARED": "prepare",
     "calibrate": "static",
     "channel_decibels": "energies",
+    "correct_biases": "correcting",
     "decibels": "energies",
     "int8_tolerance": "tolerance",
     "lint": "lints",

@@ -6,29 +6,22 @@ before it left. Beside it runs the whole int8 model, whose noise at the same pla
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter.artifacts import NodeDamage, NoiseCauses
-from exporter.errors import StageError
 from exporter.quantize.energies import channel_decibels, decibels
-from exporter.quantize.streaming import ACTIVATION_BYTES, MOST_TOGETHER, can_split, parts
+from exporter.quantize.summing import Sums, summed
 
 if TYPE_CHECKING:
-    import onnx
     from numpy.typing import NDArray
 
     from exporter.quantize.damage_graph import Compared, Measured
 
     Inputs = Mapping[str, NDArray[np.generic]]
-    Sums = dict[str, NDArray[np.float64]]
-
-SINGLE_MESSAGE = 1_900_000_000
-"""Protobuf ends at 2 GB."""
 
 
 def node_damage(
@@ -61,68 +54,12 @@ def node_damage(
 
     built = DamageGraph(onnx.load(float_model), onnx.load(int8_model), causes=causes)
     model = built.finish()
-    names = [output.name for output in model.graph.output]
     sizes = {one.size for node in built.measured for one in node.results}
     lengths = {name for node in built.measured for one in node.results for name in one.lengths}
-    totals: Sums = {name: np.zeros(0) for name in names}
-    split, step, seen = can_split(model), 1, 0
-    run = _session(model, names, float_model.parent) if names else lambda part: {}
-    for done, batch in enumerate(batches, start=1):
-        for part in parts(batch, step) if split else (batch,):
-            found = run(part)
-            for name, values in found.items():
-                totals[name] = (_same if name in lengths else _added)(totals[name], values)
-            if not seen and found:
-                # Three runs of the network are alive at most, and nothing says in which order they go.
-                alive = 3 * 4 * sum(int(found[name]) for name in sizes)
-                step = max(1, min(MOST_TOGETHER, ACTIVATION_BYTES // max(1, alive)))
-            seen += 1
-        progress(done)
-    if not seen:
-        raise StageError("there were no data to measure quantization noise on", where=int8_model.name)
+    # Three runs of the network are alive at most.
+    totals = summed(model, float_model.parent, batches, sizes=sizes, runs=3, lengths=lengths, progress=progress)
     judged = [_judged(node, totals) for node in built.measured]
     return tuple(sorted(judged, key=lambda damage: damage.score))
-
-
-def _session(model: onnx.ModelProto, names: list[str], folder: Path) -> Callable[[Inputs], Sums]:
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    providers = ["CPUExecutionProvider"]
-    if model.ByteSize() < SINGLE_MESSAGE:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
-    else:
-        with tempfile.TemporaryDirectory(prefix="damage-") as temp:
-            path = Path(temp) / "model.onnx"
-            onnx.save(model, path, save_as_external_data=True)
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-
-    def run(part: Inputs) -> Sums:
-        found: Any = session.run(names, dict(part))
-        return dict(zip(names, found, strict=True))
-
-    return run
-
-
-def _added(total: NDArray[np.float64], values: NDArray[np.generic]) -> NDArray[np.float64]:
-    """The sum, position by position; the longer one of two lengths stays."""
-    more: NDArray[np.float64] = np.asarray(values, np.float64).reshape(-1)
-    if len(more) < len(total):
-        total, more = more, total.copy()
-    elif len(total):
-        more = more.copy()
-    more[: len(total)] += total
-    return more
-
-
-def _same(before: NDArray[np.float64], values: NDArray[np.generic]) -> NDArray[np.float64]:
-    """A length that stays the same, or NaN."""
-    found: NDArray[np.float64] = np.asarray(values, np.float64).reshape(-1)
-    return found if not len(before) or np.array_equal(before, found) else np.full(1, np.nan)
 
 
 def _judged(node: Measured, totals: Sums) -> NodeDamage:

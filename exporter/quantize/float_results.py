@@ -46,7 +46,7 @@ def release_results(model: onnx.ModelProto, float_model: onnx.ModelProto) -> lis
     results = {node.name: node.output[0] for node in float_model.graph.node if node.op_type in FLOAT_RESULTS}
     found = [pair for pair in _Pairs(graph).idle() if _whole(pair.product, results)]
     ends = {value.name for value in graph.output}
-    names = {}
+    names: dict[str, str] = {}
     for pair in found:
         backs = [one.output[0] for one in pair.back]
         # What the user reads keeps its name.
@@ -68,7 +68,7 @@ def release_results(model: onnx.ModelProto, float_model: onnx.ModelProto) -> lis
 
 def _whole(product: onnx.NodeProto, results: Mapping[str, str]) -> bool:
     """Whether a product's result is that of the float model; a clipping behind it may be left to the pair's range."""
-    return results.get(product.name) == product.output[0].removesuffix(AT_THE_END)
+    return results.get(product.name) == str(product.output[0]).removesuffix(AT_THE_END)
 
 
 class _Pairs:

@@ -74,6 +74,16 @@ def external_size(model: Path) -> int:
     return sum(file.stat().st_size for file in model.parent.glob(f"{model.name}.*"))
 
 
+def rewrite(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a file anew, with weights beside it where they were there."""
+    import onnx
+
+    external = external_size(path) > 0
+    for file in path.parent.glob(f"{path.name}.*"):
+        file.unlink()  # onnx would write behind what is there.
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
+
+
 def _tidy(path: Path, *, large: bool, equalized: bool) -> None:
     """Names nodes that have no name, so that each can be left in float, flattens biases and shares equal weights."""
     import onnx

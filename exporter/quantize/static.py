@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.biases import clipped_biases, widen_scales
+from exporter.quantize.correcting import correct_biases
 from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.details import check_names, one_scale, quant_type
 from exporter.quantize.float_results import release_results
 from exporter.quantize.opset import PER_CHANNEL_OPSET, opset_of
-from exporter.quantize.prepare import PREPARED, external_size, prepare_float
+from exporter.quantize.prepare import PREPARED, external_size, prepare_float, rewrite
 from exporter.quantize.states import States, load_states, merged, save_states
 from exporter.quantize.streaming import observe, tensors_to_observe
 
@@ -37,7 +38,10 @@ def quantize_static(
     batches: Callable[[], Iterable[Inputs]],
     progress: Callable[[int], None],
 ) -> Coverage:
-    """Calibrates and quantizes a float ONNX file in one go; see `calibrate` and `quantize_calibrated`."""
+    """Calibrates and quantizes a float ONNX file in one go.
+
+    See `calibrate`, `quantize_calibrated` and `correct_biases`; data are read twice where biases are corrected.
+    """
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="calibrated-") as folder:
         calibrate(
             model,
@@ -48,7 +52,10 @@ def quantize_static(
             batches=batches(),
             progress=progress,
         )
-        return quantize_calibrated(Path(folder), output, scheme=scheme)
+        coverage = quantize_calibrated(Path(folder), output, scheme=scheme)
+        if scheme.correct_biases:
+            correct_biases(Path(folder) / PREPARED, output, batches())
+        return coverage
 
 
 def calibrate(
@@ -93,6 +100,8 @@ def calibrate(
 def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> Coverage:
     """Quantizes what `calibrate` prepared, with the ranges that the scheme's observer reads off its states.
 
+    Biases stay as they are, also where the scheme says otherwise: that takes data.
+
     Args:
         folder: what `calibrate` wrote.
         output: where the QDQ file is written.
@@ -131,7 +140,7 @@ def _mend_biases(prepared: Path, output: Path) -> list[str]:
     if not clipped_biases(model):
         return []
     left = widen_scales(model, onnx.load(prepared))
-    _write(model, output)
+    rewrite(model, output)
     return left
 
 
@@ -141,17 +150,7 @@ def _release(prepared: Path, output: Path) -> None:
 
     model = onnx.load(output)
     if release_results(model, onnx.load(prepared, load_external_data=False)):
-        _write(model, output)
-
-
-def _write(model: onnx.ModelProto, output: Path) -> None:
-    """Writes a file anew, with weights beside it where they were there."""
-    import onnx
-
-    external = external_size(output) > 0
-    for file in output.parent.glob(f"{output.name}.*"):
-        file.unlink()  # onnx would write behind what is there.
-    onnx.save(model, output, save_as_external_data=external, location=f"{output.name}.data")
+        rewrite(model, output)
 
 
 def _quantize(

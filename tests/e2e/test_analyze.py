@@ -48,7 +48,9 @@ def test_a_plan_is_analysed_without_being_built_and_a_second_time_from_the_store
     for node in nodes.values():
         assert node["bits"] == 8
         assert 20 < node["sqnr_db"] < 80
-        assert node["range"][0] <= 0 < node["range"][1]
+        if node["node"] != "matmul":
+            assert node["range"][0] <= 0 < node["range"][1]
+    assert nodes["matmul"]["range"] is None, "the user reads its result, which is not rounded"
     scores = [min(node["sqnr_db"], node["channel_db"]) for node in analysis["nodes"]]
     assert scores == sorted(scores), "the worst first"
     spent = sum(node["share"] for node in nodes.values()) + sum(analysis["added"].values())

@@ -38,7 +38,7 @@ def test_a_file_is_made_for_a_cpu_that_shows_one_of_each(requires, features, met
 
 
 def test_simulation_gives_what_int8_kernels_that_cannot_saturate_give(tmp_path):
-    """7-bit weights are exact on every CPU, so both ways of computing must agree to far less than one of 255 steps."""
+    """7-bit weights are exact on every CPU, so both ways of computing agree to far less than one of 255 steps."""
     write_cnn(tmp_path / "model.onnx", opset=21, ir_version=10)
     images, _ = quadrants(32, seed=2)
     scheme = QuantScheme(reduce_range=True)

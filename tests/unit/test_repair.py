@@ -39,7 +39,9 @@ class Net:
         saturating: float = 1.0,
         unsigned: float = 1.2,
         followers: frozenset[str] = frozenset(),
+        biased: float | None = None,
     ) -> None:
+        self.biased = biased
         self.saturating, self.unsigned = saturating, unsigned
         self.followers = followers
         self.small = small
@@ -55,7 +57,9 @@ class Net:
         for name in scheme.observers:
             if name in kept:
                 kept[name] /= 2
-        return sum(kept.values()) / (4 if scheme.equalize else 1) * (self.saturating if scheme.reduce_range else 1)
+        corrected = self.biased if self.biased is not None and scheme.correct_biases else 1
+        even = 4 if scheme.equalize else 1
+        return sum(kept.values()) * corrected / even * (self.saturating if scheme.reduce_range else 1)
 
     def is_int8(self, name: str, scheme: QuantScheme) -> bool:
         if name in self.followers:  # Int8 only where something else is.
@@ -71,7 +75,11 @@ class Net:
             name="int8",
             path=Path("model.onnx"),
             scheme=scheme,
-            coverage=Coverage(eligible=len(self.noise), quantized=count),
+            coverage=Coverage(
+                eligible=len(self.noise),
+                quantized=count,
+                quantized_ops={} if self.biased is None else {"Conv": count},
+            ),
         )
         return Int8Model(file=file, content="", wanted=SchemeNeed())
 
@@ -170,6 +178,17 @@ def test_channels_are_evened_out_before_anything_else_and_only_where_that_promis
     net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
     net.repair()
     assert not any(scheme.equalize for scheme in net.judged)
+
+
+def test_biases_are_corrected_before_observers_are_changed_and_only_where_there_are_layers_with_biases():
+    net = Net({"a": 1.0, "b": 1.0}, allowed=0.6, biased=0.25)
+    repaired = net.repair()
+    assert repaired.passed
+    assert [scheme.correct_biases for scheme in net.judged] == [True]
+    assert repaired.model.repairs[0].change == "biases corrected by the mean error of their channels"
+    net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
+    net.repair()
+    assert not any(scheme.correct_biases for scheme in net.judged)
 
 
 def test_another_observer_for_the_worst_tensors_comes_before_nodes_in_float():
