@@ -409,7 +409,8 @@ class Variant(Value, frozen=True, kw_only=True):
 
     `requires` are the CPU features that it is made for (`a|b` is met by either), `specialises` the variant that it
     replaces on such CPUs. `packed_bytes` is what its files take in a packed bundle; None where the model is not
-    sparse, so that packing brings little, or where zstandard is not installed.
+    sparse, so that packing brings little, or where zstandard is not installed. `not_on` are runtimes, by their
+    distributions, that the bundle has requirements for and that compute this variant wrong, and why.
     """
 
     name: str
@@ -426,6 +427,7 @@ class Variant(Value, frozen=True, kw_only=True):
     repairs: tuple[Repair, ...] = ()
     edges: tuple[EdgeType, ...] = ()
     packed_bytes: int | None = None
+    not_on: dict[str, str] = {}
 
 
 class FileEntry(Value, frozen=True, kw_only=True):
@@ -675,7 +677,8 @@ class Profile(Value, frozen=True, kw_only=True):
     """profiles/<host>.json: latency of one bundle on one host and one runtime.
 
     `device` is the name of the device that it was measured on: `local` for the machine that the exporter runs on.
-    `across` holds each variant against itself on another runtime, where that was measured too.
+    `across` holds each variant against itself on another runtime, where that was measured too. `not_measured` are
+    variants that this runtime does not compute right, and why.
     """
 
     schema: Literal[1] = 1
@@ -691,6 +694,7 @@ class Profile(Value, frozen=True, kw_only=True):
     variants: tuple[VariantProfile, ...]
     comparisons: tuple[Comparison, ...]
     across: tuple[RuntimeRatio, ...] = ()
+    not_measured: dict[str, str] = {}
     flags: tuple[str, ...]
     self_test: Literal["passed"]
     seal: str = ""

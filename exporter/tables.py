@@ -209,12 +209,14 @@ def delegation_text(variants: Sequence[VariantProfile | VariantInstructions]) ->
 
 
 def across_lines(profile: Profile) -> list[str]:
-    """Each variant against itself on another runtime; nothing where that was not measured."""
+    """What this runtime does not run right, and each variant against itself on another one where it ran there."""
+    left = [f"{name} was not measured on {profile.runtime.name}: {why}" for name, why in profile.not_measured.items()]
     if not profile.across:
-        return []
+        return left
     first = profile.across[0]
     pairs = ", ".join(f"{one.variant} {one.ratio:.2f}x [{one.low:.2f}, {one.high:.2f}]" for one in profile.across)
     return [
+        *left,
         f"{profile.runtime.name} against {first.baseline}, the same files in processes in turn: {pairs}",
         f"intervals are widened by the {first.widened_by:.2f}x that {first.baseline} differs by from itself",
     ]

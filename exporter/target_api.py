@@ -163,7 +163,7 @@ class VariantFile(Value, frozen=True, kw_only=True):
 
     `stand_in` is another file there, for a `main` that only the CPUs it is made for compute right: it is simulated
     and read in its place, and does not travel. What is `offered` was not asked for by the plan, and is left out where
-    it fails the gate.
+    it fails the gate. `not_on` are those of the target's other runtimes that compute the file wrong, and why.
     """
 
     name: str
@@ -177,6 +177,7 @@ class VariantFile(Value, frozen=True, kw_only=True):
     edges: tuple[EdgeType, ...] = ()
     stand_in: str | None = None
     offered: bool = False
+    not_on: dict[str, str] = {}
 
 
 class Int8File(msgspec.Struct, frozen=True, kw_only=True):

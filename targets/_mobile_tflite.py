@@ -24,6 +24,8 @@ MODEL = "model.tflite"
 NAMES: Mapping[Precision, str] = {
     "float32": "fp32", "float16": "fp16", "int8": "int8", "int16x8": "int16x8", "dynamic-int8": "dynamic"
 }  # fmt: skip
+OLDER = "tflite-runtime"
+HYBRID = "its kernels for int8 weights beside float activations take one scale a tensor, and give wrong values"
 ONNX2TF = "onnx2tf"
 DYNAMIC: Precision = "dynamic-int8"
 QUANTIZED = ("int8", "int16x8", DYNAMIC)
@@ -141,4 +143,5 @@ def _variant(
         coverage=coverage,
         edges=_tflite.edges(folder / main),
         offered=offered,
+        not_on={OLDER: HYBRID} if precision == DYNAMIC else {},
     )

@@ -13,13 +13,12 @@ from exporter.onnx_export import onnx_session, opset_for_runtime
 from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
 from targets import _arm64, _mobile_ort, _mobile_tflite, _onnx2tf, runner_files
 from targets._handover import app_guide
-from targets._mobile_tflite import LITERT, ONNX2TF, PRODUCTS, QUANTIZED, form_of
+from targets._mobile_tflite import LITERT, OLDER, ONNX2TF, PRODUCTS, QUANTIZED, form_of
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays, Session
 
 RUNTIME = Path(__file__).parent / "runner" / "tflite_runtime.py"
-OLDER = "tflite-runtime"
 MINIMUM = "2.3"
 TFLITE = ".tflite"
 ONNX_SOURCE = (
@@ -64,7 +63,7 @@ class MobileTarget:
     """The mobile target; see `exporter.target_api.Target`."""
 
     name = "mobile"
-    version = 1
+    version = 2
     summary = "Android, iOS: .tflite fp32 and static int8 (s8s8) on LiteRT, or ORT format on onnxruntime"
     options_type = MobileOptions
     products = PRODUCTS

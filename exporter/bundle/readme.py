@@ -17,7 +17,10 @@ def readme_text(manifest: Manifest) -> str:
         "",
         "```",
         f"pip install -r requirements-{runtime.name}.txt",
-        *(f"pip install -r requirements-{name}.txt  # instead of it" for name in runtime.alternatives),
+        *(
+            f"pip install -r requirements-{name}.txt  # instead of it{_without(name, manifest.variants)}"
+            for name in runtime.alternatives
+        ),
         *(
             f"pip install -r requirements-{one.name}.txt   # for variants on {one.name}"
             for one in manifest.other_runtimes
@@ -50,9 +53,20 @@ def readme_text(manifest: Manifest) -> str:
         f"Measured on {fidelity.samples} {fidelity.data} samples against the trained model in {fidelity.reference}.",
         "",
     ]
+    lines += [
+        f"`{variant.name}` does not run on {name}: {why}. `run.py` takes another variant there.\n"
+        for variant in manifest.variants
+        for name, why in variant.not_on.items()
+    ]
     if manifest.model.licence:
         lines += [f"Licence of the trained model: {manifest.model.licence}.", ""]
     return "\n".join(lines)
+
+
+def _without(runtime: str, variants: tuple[Variant, ...]) -> str:
+    """Which variants a runtime does not compute right."""
+    names = [f"`{variant.name}`" for variant in variants if runtime in variant.not_on]
+    return f", without {', '.join(names)}" if names else ""
 
 
 def _platform(runtime: RuntimeNeed) -> str:

@@ -73,6 +73,7 @@ def draft_manifest(
                 specialises=variant.specialises,
                 repairs=repairs.get(variant.name, ()),
                 edges=variant.edges,
+                not_on=variant.not_on,
             )
             for variant, fidelity in made.judged
         ),

@@ -13,13 +13,17 @@ HERE = Path(__file__).resolve().parent
 
 
 class Bundle(NamedTuple):
-    """A manifest, as far as the runner needs it; `module` is the file that knows the main runtime."""
+    """A manifest, as far as the runner needs it; `module` is the file that knows the main runtime.
+
+    `here` is the runtime that works here, where that decides which variants are right.
+    """
 
     manifest: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     module: str = "runtime"
+    here: str = ""
 
 
 def bundle_of(manifest: dict[str, Any]) -> Bundle:
@@ -45,6 +49,7 @@ def bundle_of(manifest: dict[str, Any]) -> Bundle:
         texts += [tensor[key] for tensor in tensors for key in ("name", "dtype")]
         numbers = [manifest["samples"], *(len(tensor["shape"]) for tensor in tensors)]
         tables = [variant["tolerances"] for variant in bundle.variants.values()]
+        tables += [variant.get("not_on", {}) for variant in bundle.variants.values()]
     except (KeyError, TypeError, AttributeError) as error:
         raise Fault(BROKEN, f"manifest.json is not a bundle's manifest: {type(error).__name__} {error}") from error
     typed = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .bundle import Bundle, other_runtimes
+from .bundle import HERE, Bundle, other_runtimes
+from .faults import MISSING, Fault
 
 WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
 """Features that add int8 products in 32 bits. x86 without them adds u8s8 products in 16 bits, which can saturate."""
@@ -47,10 +48,26 @@ def missing_runtime(bundle: Bundle, variant: dict[str, Any]) -> str | None:
     return None
 
 
+def wrong_here(bundle: Bundle, name: str) -> str | None:
+    """Why the runtime that works here does not compute a variant right, or None."""
+    why = bundle.variants[name].get("not_on", {}).get(bundle.here)
+    return None if why is None else f"{bundle.here} does not compute {name} right: {why}"
+
+
+def refuse_wrong(bundle: Bundle, name: str) -> None:
+    """Raises a Fault where the runtime that works here would give wrong values."""
+    if wrong := wrong_here(bundle, name):
+        main = bundle.manifest["runtime"]["name"]
+        command = f'python -m pip install -r "{HERE / f"requirements-{main}.txt"}"'
+        raise Fault(MISSING, wrong, f"{command} brings {main}, which does; or take another --variant")
+
+
 def obstacle(bundle: Bundle, name: str, features: Sequence[str]) -> str | None:
     """Why a variant is not for this machine, or None."""
     variant = bundle.variants[name]
     absent, runtime = lacking(variant, features), missing_runtime(bundle, variant)
+    if wrong := wrong_here(bundle, name):
+        return wrong
     if absent:
         return not_shown(variant, absent)
     if runtime:

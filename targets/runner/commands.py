@@ -9,8 +9,8 @@ from typing import Any
 
 from .bench import Settings
 from .bundle import Bundle, bundle_of, on_runtime, shape_text, variants_named
-from .choice import choose, made_elsewhere, runnable
-from .engine import limit_threads, pin, start
+from .choice import choose, made_elsewhere, refuse_wrong, runnable, wrong_here
+from .engine import Engine, limit_threads, located, pin, start
 from .faults import BROKEN, MISSING, OK, Fault, say
 from .footprint import footprint
 from .host import cpu_features
@@ -43,6 +43,7 @@ def _infer(bundle: Bundle, args: argparse.Namespace, check: Check) -> int:
     pin(args.affinity)
     if foreign := made_elsewhere(bundle):
         say(f"warning: {foreign}")
+    bundle = located(bundle, None)
     name, why = pick(bundle, args.variant, check)
     engine = start(bundle, args.threads, args.affinity)
     specs = infer(engine, bundle, name, why, args.input, args.output)
@@ -60,9 +61,10 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
         raise Fault(MISSING, f"{foreign}: what it costs here says nothing about it", "run this on such a machine")
     if foreign:
         say(f"{foreign}: only what runs on any machine is tested here")
-    names, skipped = _names(bundle, args.footprint or args.variant or "all")
     limit_threads(args.threads)
     pin(args.affinity)
+    bundle = located(bundle, args.runtime)
+    names, skipped = _names(bundle, args.footprint or args.variant or "all")
     engine = start(bundle, args.threads, args.affinity, args.runtime)
     if args.footprint:
         _print_json(footprint(engine, bundle, names[0]))
@@ -75,11 +77,14 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
         if not (args.json and passed):
             print(lines, file=sys.stderr if args.json else sys.stdout)
         return OK if passed else BROKEN
+    left = _left_out(engine, bundle, report)
+    names = [name for name in names if name not in left]
     if not passed:
         say(lines)
+    if not names or (not passed and bundle.manifest["runtime"]["name"] == engine.runtime.NAME):
         say("error: nothing was measured, because the self-test failed")
         return BROKEN
-    measured = profile(engine, bundle, names, _settings(args), args.runtime)
+    measured = {**profile(engine, bundle, names, _settings(args), args.runtime), "not_measured": left}
     if args.json:
         _print_json(measured, None)
     else:
@@ -87,10 +92,24 @@ def _try_or_measure(bundle: Bundle, args: argparse.Namespace) -> int:
     return OK
 
 
+def _left_out(engine: Engine, bundle: Bundle, report: dict[str, Any]) -> dict[str, str]:
+    """Variants that this runtime does not compute right, and why: known before, or found by the self-test.
+
+    A runtime that stands in for the main one need not run every variant; what it does run is worth measuring.
+    """
+    wrong = {name: why for name in bundle.variants if (why := wrong_here(bundle, name))}
+    failed = {
+        tested["variant"]: f"it fails its self-test on {engine.runtime.NAME}: {tested['problems'][0]}"
+        for tested in report["variants"] if not tested["passed"]
+    }  # fmt: skip
+    return {**wrong, **failed}
+
+
 def _names(bundle: Bundle, asked: str) -> tuple[list[str], list[str]]:
     """The variants asked for, and why some are left out: all does not include those made for other CPUs."""
     names = variants_named(bundle, asked)
     if asked != "all":
+        refuse_wrong(bundle, asked)
         return names, []
     names, others = runnable(bundle, cpu_features())
     for why in others:
@@ -116,6 +135,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _describe(bundle: Bundle, as_json: bool, examples: str) -> None:
     """What the bundle is and how to call it; needs neither numpy nor the runtime."""
     manifest = bundle.manifest
+    bundle = located(bundle, None)
     name, why = choose(bundle, cpu_features())
     foreign = made_elsewhere(bundle)
     if as_json:
@@ -131,7 +151,8 @@ def _describe(bundle: Bundle, as_json: bool, examples: str) -> None:
             print(f"  {title:<8} {tensor['name']}: {tensor['dtype']}{shape_text(tensor['shape'])}")
     for variant in bundle.variants.values():
         required = f", requires {', '.join(variant['requires'])}" if variant.get("requires") else ""
-        print(f"  variant  {variant['name']}: {variant['precision']}{required}")
+        wrong = f", not on {', '.join(variant['not_on'])}" if variant.get("not_on") else ""
+        print(f"  variant  {variant['name']}: {variant['precision']}{required}{wrong}")
     if foreign:
         print(f"  here     {foreign}")
     print(f"  here     {name} runs by default: {why}\n\n{examples}", end="")

@@ -54,6 +54,17 @@ class Engine(NamedTuple):
         }
 
 
+def located(bundle: Bundle, wanted: str | None) -> Bundle:
+    """The bundle, with the runtime that works here where some variant is not right on every one of them."""
+    if not any(variant.get("not_on") for variant in bundle.variants.values()):
+        return bundle
+    runtime = _runtime(bundle, wanted)
+    try:
+        return bundle._replace(here=runtime.NAME)
+    except runtime.RuntimeMissing:  # `start` says what to do
+        return bundle
+
+
 def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None, wanted: str | None = None) -> Engine:
     """Imports numpy and the runtime; where one of several was asked for, it must be the one that works here.
 
@@ -67,7 +78,7 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None, wanted
         import numpy
     except ImportError as error:
         raise Fault(MISSING, f"numpy cannot be imported: {brief(error)}{_old_system(needed)}", command) from error
-    runtime = _module(bundle.module)
+    runtime = _runtime(bundle, wanted)
     try:
         version = runtime.version()
     except runtime.RuntimeMissing as error:
@@ -85,6 +96,14 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None, wanted
 def delegation_of(session: Any) -> dict[str, Any] | None:
     """What a delegate inside the runtime computes; None where the runtime has none."""
     return session.delegation() if hasattr(session, "delegation") else None
+
+
+def _runtime(bundle: Bundle, wanted: str | None) -> Any:
+    """The module of the main runtime, which knows several and takes the one that was asked for."""
+    runtime = _module(bundle.module)
+    if wanted is not None and hasattr(runtime, "ask_for"):
+        runtime.ask_for(wanted)
+    return runtime
 
 
 def _module(name: str) -> Any:

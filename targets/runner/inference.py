@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .bundle import HERE, Bundle
-from .choice import choose, lacking, not_shown
+from .choice import choose, lacking, not_shown, refuse_wrong
 from .engine import Engine
 from .faults import BAD_INPUT, BROKEN, Fault, brief, say
 from .feeds import read_inputs, write_outputs
@@ -21,6 +21,7 @@ def pick(bundle: Bundle, asked: str | None, check: Check) -> tuple[str, str]:
     """(variant, why), once its files are those that the manifest lists."""
     features = cpu_features()
     name, why = (asked, "asked for") if asked else choose(bundle, features)
+    refuse_wrong(bundle, name)
     absent = lacking(bundle.variants[name], features)
     if absent and asked:
         say(f"warning: {not_shown(bundle.variants[name], absent)}")

@@ -32,13 +32,16 @@ DELEGATED = "DELEGATE"
 INTEGERS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 
 NAME: str
+_asked: list[str] = []
 
 
 class RuntimeMissing(Exception):
     """No runtime works here; `command` brings one."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"neither {' nor '.join(name for name, _ in CANDIDATES)} works here: {why}")
+        names = [name for name, _ in _candidates()]
+        text = f"neither {' nor '.join(names)} works" if names[1:] else f"{names[0]} does not work"
+        super().__init__(f"{text} here: {why}")
         self.command = install_command()
 
 
@@ -56,10 +59,21 @@ def __getattr__(name: str) -> str:
     raise AttributeError(name)
 
 
+def ask_for(name: str) -> None:
+    """From now on only this one of the runtimes is taken, also where the other one works here."""
+    _asked[:] = [name]
+    _library.cache_clear()
+
+
+def _candidates() -> Sequence[tuple[str, str]]:
+    return [one for one in CANDIDATES if one[0] in _asked] or CANDIDATES
+
+
 def install_command() -> str:
     """The pip command that brings the runtime: the bundle's requirements file where there is one."""
-    path = Path(__file__).resolve().parent / f"requirements-{LITERT}.txt"
-    wanted = f'-r "{path}"' if path.is_file() else LITERT
+    name = _candidates()[0][0]
+    path = Path(__file__).resolve().parent / f"requirements-{name}.txt"
+    wanted = f'-r "{path}"' if path.is_file() else name
     return f"{Path(sys.executable).name or 'python'} -m pip install {wanted}"
 
 
@@ -182,7 +196,7 @@ def _to_reals(values: Any, detail: Any) -> Any:
 def _library() -> Library:
     """The first runtime that opens a model."""
     reasons = []
-    for name, module in CANDIDATES:
+    for name, module in _candidates():
         try:
             library = importlib.import_module(module)
             library.Interpreter(model_content=PROBE)
