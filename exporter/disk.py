@@ -11,6 +11,8 @@ from pathlib import Path
 from exporter.errors import ExporterError, OutputError, StageError, shorten
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYNCING = 8
+"""Files that wait for the disk at the same time."""
 SPARE_BYTES = 64 * 1024
 """With less space than this left, a library's failure that does not say why is put down to the disk."""
 
@@ -87,13 +89,21 @@ def sync_folder(folder: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Waits until every file and folder below is on the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    sync_folder(folder)
+    from concurrent.futures import ThreadPoolExecutor
+
+    # Together, because a file system waits for the disk once for all that ask at the same time: an environment's
+    # thousands of files are there in a second instead of half a minute.
+    with ThreadPoolExecutor(SYNCING) as pool:
+        for _ in pool.map(_sync, [*folder.rglob("*"), folder]):
+            pass
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_folder(path)
+    else:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

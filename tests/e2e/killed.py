@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from exporter.store import Store, stage_key
@@ -23,16 +24,17 @@ EVENTS = ("open", "os.", "shutil.", "glob.", "pathlib.")
 def arm(moment: int, watched: Sequence[Path]) -> Callable[[], int]:
     """Kills this process at a moment; gives a function that says how many moments there were."""
     roots = tuple(str(path) for path in watched)
-    count = 0
+    count, counting = 0, Lock()
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal count
         if not event.startswith(EVENTS):
             return
         if any(isinstance(item, (str, os.PathLike)) and os.fspath(item).startswith(roots) for item in arguments):
-            count += 1
-            if count == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+            with counting:  # Several threads sync files.
+                count += 1
+                if count == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
     return lambda: count

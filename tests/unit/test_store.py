@@ -95,6 +95,30 @@ def test_a_result_is_built_once_and_found_again(store: Store) -> None:
     assert not leftovers(store)
 
 
+def test_all_is_on_the_disk_before_it_is_seen_and_the_list_of_files_after_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    seen: list[list[str]] = []
+    rename = Path.rename
+
+    def sync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    def renamed(path: Path, target: Path) -> Path:
+        seen.append([str(Path(one).relative_to(path)) for one in synced])
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", renamed)
+    folder = store.get_or_build("toy", KEY, write_contents).folder
+    (before,) = seen
+    tree = {*CONTENTS, "notes", "notes/deep", "."}
+    assert set(before[: len(tree)]) == tree
+    assert before[len(tree) :] == [ENTRY, "."]
+    assert synced[len(before) :] == [str(folder.parent)]
+
+
 def test_another_store_object_on_the_same_folder_finds_it(store: Store) -> None:
     store.get_or_build("toy", KEY, write_contents)
     assert Store(store.root).get_or_build("toy", KEY, Counted()).cached
