@@ -258,11 +258,15 @@ class MetricResult(Value, frozen=True, kw_only=True):
 
 
 class GateResult(Value, frozen=True, kw_only=True):
-    """What the gate asked and what it found; `passed` is None when nothing could be gated."""
+    """What the gate asked and what it found; `passed` is None when nothing could be gated.
+
+    `short` sums up how far failed rules are from being met, each as a share of what it asks.
+    """
 
     passed: bool | None
     rules: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    short: float = 0.0
     reason: str = ""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporter.data.checks import check, overlap
-    from exporter.data.digest import content_digest
+    from exporter.data.digest import content_digest, files_of
     from exporter.data.sets import CalibrationSet, open_set
     from exporter.data.specs import infer_inputs
     from exporter.data.values import Batch, DataReport
@@ -21,6 +21,7 @@ __all__ = [
     "DataReport",
     "check",
     "content_digest",
+    "files_of",
     "infer_inputs",
     "open_set",
     "overlap",
@@ -32,6 +33,7 @@ _HOMES = {
     "DataReport": "values",
     "check": "checks",
     "content_digest": "digest",
+    "files_of": "digest",
     "infer_inputs": "specs",
     "open_set": "sets",
     "overlap": "checks",

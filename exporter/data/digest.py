@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import digest_of, file_digest
@@ -39,6 +40,20 @@ def content_digest(plan: DataPlan, labels: str | None = None) -> str:
             "labels": labels_of(plan, labels),
         }
     )
+
+
+def files_of(plan: DataPlan) -> tuple[Path, ...]:
+    """The files that data are read from; of a callable, its own.
+
+    Raises:
+        DataError: the data do not exist.
+    """
+    ref = resolve(plan.data)
+    if isinstance(ref, FileRef):
+        return (ref.path,)
+    if isinstance(ref, FolderRef):
+        return tuple(ref.path / name for name in ref.files)
+    return (Path(ref.home),) if ref.home.endswith(".py") else ()
 
 
 def _contents(ref: FileRef | FolderRef | PythonRef, plan: DataPlan) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import MetricResult, file_digest
+from exporter.artifacts import MetricResult
 from exporter.errors import DataError, InputError, closest, shorten
-from exporter.measure.user_code import code_digest, load_file
+from exporter.measure.user_code import code_digest, load_file, module_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +59,8 @@ def metric_digest(reference: str, output: str | None) -> str:
     place = reference.rpartition(":")[0]
     if place.endswith(".py"):
         return f"{reference.rpartition(':')[2]}@{code_digest(Path(place))}"
-    if place and (origin := _origin(place)) is not None:
-        return f"{reference}@{file_digest(origin)}"
+    if place and (digest := module_digest(place)) is not None:
+        return f"{reference}@{digest}"
     return f"{reference}({output or ''})"
 
 
@@ -114,12 +113,3 @@ def _checked(reference: str, function: Callable[..., Any]) -> Metric:
         return value
 
     return metric
-
-
-def _origin(module: str) -> Path | None:
-    """The file of an importable module; that it is not there is for `load_metric` to say."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None

@@ -6,7 +6,7 @@ import ast
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -18,17 +18,44 @@ def code_digest(file: Path) -> str:
     return digest_of([file_digest(path) for path in (file, *neighbours(file).values())])
 
 
+def module_digest(name: str) -> str | None:
+    """SHA-256 over the package of an importable module and, unless it is installed, what it imports beside it.
+
+    Nothing is imported; None where there is no such module.
+    """
+    try:
+        top = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError):
+        return None
+    if top is None:
+        return None
+    folders = [Path(place) for place in top.submodule_search_locations or ()]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    if not files and top.origin is not None and top.has_location:
+        files = [Path(top.origin)]
+    if not files:
+        return None
+    root = folders[0].parent if folders else files[0].parent
+    beside = {} if {"site-packages", "dist-packages"} & set(root.parts) else _reached(files, root)
+    return digest_of([file_digest(path) for path in (*files, *beside.values())])
+
+
 def neighbours(file: Path) -> dict[str, Path]:
     """Files in a file's folder that it imports, directly or not, by dotted name; a package counts as a whole.
 
     The files are read, not run; one that is no Python imports nothing.
     """
+    return _reached([file], file.parent)
+
+
+def _reached(files: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """What files import from a folder, directly or not, without themselves."""
     found: dict[str, Path] = {}
-    waiting = [file]
+    known, waiting = set(files), list(files)
     while waiting:
         for name in _imported(waiting.pop()):
-            for dotted, path in _files(file.parent, name):
-                if dotted not in found and path != file:
+            for dotted, path in _files(folder, name):
+                if dotted not in found and path not in known:
                     found[dotted] = path
                     waiting.append(path)
     return dict(sorted(found.items()))

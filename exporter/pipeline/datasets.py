@@ -10,6 +10,7 @@ import msgspec
 from exporter import data as data_room
 from exporter.artifacts import Preprocessing, TensorSpec
 from exporter.errors import DataError
+from exporter.pipeline.watching import Watch
 from exporter.plan import Plan
 from exporter.plan_types import DataPlan
 
@@ -54,6 +55,10 @@ class DataSets:
                 why="a bundle tests itself with real inputs, and none are ever made up",
                 hint='add `[calibration] data = "file.npz"`, or give --calib',
             )
+        # Before their digests are taken: what is written later is seen.
+        self.watch = Watch()
+        for section in self.sections.values():
+            self.watch.add(data_room.files_of(section))
         self.digests: dict[str, str] = {
             role: data_room.content_digest(section, self._labels(role)) for role, section in self.sections.items()
         }

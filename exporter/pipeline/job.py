@@ -58,6 +58,8 @@ class Job:
         with steps.guarded("read the model and its data"):
             self.source = merged_source(plan)
             self.data = DataSets(plan)
+        self.data.watch.add(self.source.files)
+        steps.watch = self.data.watch
         self.int8_sides: list[Int8Side] = []
         self._rework = Rework(plan, self.source, self.data, steps)
         self._noted: set[str] = set()

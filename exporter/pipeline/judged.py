@@ -95,7 +95,7 @@ def noise_db(one: Judged) -> float:
 
 
 def better(one: Judged, other: Judged) -> bool:
-    """Whether a model is nearer to the gate: it passes, loses less, or, with equal losses, has less noise.
+    """Whether a model is nearer to the gate: it passes, falls less short of it, or, where both do alike, is better.
 
     One that has nothing in int8 is exact and of no use.
     """
@@ -104,6 +104,9 @@ def better(one: Judged, other: Judged) -> bool:
     filled = [side.model.file.coverage.quantized > 0 for side in (one, other)]
     if filled[0] != filled[1]:
         return filled[0]
+    short = [side.fidelity.gate.short for side in (one, other)]
+    if short[0] != short[1]:
+        return short[0] < short[1]
     losses = [_loss(side.fidelity) for side in (one, other)]
     return losses[0] < losses[1] or (losses[0] == losses[1] and noise_db(one) > noise_db(other) + GAIN_DB)
 

@@ -32,14 +32,12 @@ def judged_by(evaluation: EvaluationPlan | None) -> str | None:
 
 
 def unjudged(plan: Plan, outputs: Sequence[str]) -> tuple[str, ...]:
-    """Outputs of a stack that its metric does not read: other models' answers, which the gate must hold as well.
+    """Outputs that the metric does not read: other heads' or models' answers, which the gate must hold as well.
 
     A function of the user's own gets all outputs, and is taken to judge them all.
     """
     evaluation = plan.evaluation
-    if plan.merge is None or plan.merge.method != "stack" or judged_by(evaluation) is None or evaluation is None:
-        return ()
-    if evaluation.metric != "accuracy":
+    if evaluation is None or judged_by(evaluation) is None or evaluation.metric != "accuracy":
         return ()
     read = evaluation.output or outputs[0]
     return tuple(name for name in outputs if name != read)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from exporter import sources
-from exporter.artifacts import Fidelity, ModelCost, TensorSpec, canonical
+from exporter.artifacts import Fidelity, ModelCost, TensorSpec, canonical, digest_of
 from exporter.pipeline.datasets import DataSets, Role
 from exporter.pipeline.judging import judge, judged_by
-from exporter.pipeline.results import DataChecked, Reference, load_json
+from exporter.pipeline.results import DataChecked, Reference, ReferenceFacts, load_json
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
 from exporter.plan_types import ModelPlan
@@ -213,6 +213,8 @@ def stored_outputs(
         label: what the step is called.
     """
     section = data.sections[data.judged]
+    # Part of the content: other samples may have the same outputs, and int8 models other ones for them.
+    samples = digest_of({"set": data.judged, "inputs": inputs, **data.judged_parts()})
 
     def build(folder: Path) -> None:
         from exporter.pipeline.arrays import writing_arrays
@@ -227,16 +229,17 @@ def stored_outputs(
                     add(f"{count}", {"labels": batch.labels})
                 count += 1
                 progress(count)
-        (folder / "reference.json").write_bytes(canonical({"batches": count}))
+        (folder / "reference.json").write_bytes(canonical(ReferenceFacts(batches=count, samples=samples)))
 
     all_parts = {
+        "set": data.judged,
         "inputs": inputs,
         **data.judged_parts(),
         **parts,
     }
-    stored = steps.stored("reference", 1, all_parts, build, label=label)
-    batches = load_json(stored.folder / "reference.json", dict[str, int])["batches"]
-    return Reference(path=stored.folder / "reference.npz", content=stored.content, batches=batches)
+    stored = steps.stored("reference", 2, all_parts, build, label=label)
+    facts = load_json(stored.folder / "reference.json", ReferenceFacts)
+    return Reference(path=stored.folder / "reference.npz", content=stored.content, batches=facts.batches)
 
 
 def write_model(folder: Path, state: Mapping[str, Tensor], structure: Structure) -> None:

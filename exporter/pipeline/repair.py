@@ -92,6 +92,7 @@ class Repairing:
         self._kept: list[Change] = []
         self.repairs: list[Repair] = []
         self.ended = False
+        self._taken_back = False
         self._workshop = workshop
         self._budget = budget
 
@@ -113,6 +114,7 @@ class Repairing:
             if self.best.passed or self.ended:
                 break
         self._take_back()
+        self._tell_anew()
         self._measure()
         return msgspec.structs.replace(
             self.best, model=msgspec.structs.replace(self.best.model, repairs=tuple(self.repairs))
@@ -225,8 +227,21 @@ class Repairing:
                 continue
             if change.slower or noise_db(candidate) > noise_db(self.best) - GAIN_DB:
                 self._mark(change.index, kept=False)
+                self._taken_back = True
                 self._kept = others
                 self.best = candidate
+
+    def _tell_anew(self) -> None:
+        """Says what each kept change brought to those before it, where one between them was taken back."""
+        before = self._first
+        for number, change in enumerate(self._kept if self._taken_back else (), 1):
+            last = number == len(self._kept)
+            after = self.best if last else self._judged(self._scheme_of(self._kept[:number]))
+            if after is None:
+                return
+            told = change_of("", before, after, kept=True)
+            self._mark(change.index, sqnr_db=told.sqnr_db, metric=told.metric, quantized=told.quantized)
+            before = after
 
     def _measure(self) -> None:
         """Races each kept change against what was there before it."""

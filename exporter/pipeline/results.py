@@ -62,6 +62,13 @@ class FloatModel(msgspec.Struct, frozen=True, kw_only=True):
     exported: Exported
 
 
+class ReferenceFacts(Value, frozen=True, kw_only=True):
+    """reference.json: how many batches, and a digest of the samples that they hold."""
+
+    batches: int
+    samples: str
+
+
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """Outputs of the trained model on the evaluation data: one group of arrays a batch, and its labels."""
 

@@ -17,6 +17,7 @@ from exporter.artifacts import digest_of, file_digest
 from exporter.disk import writing_failed
 from exporter.errors import ExporterError, StageError, shorten
 from exporter.events import Emit, Quiet, StepFailed, StepFinished, StepProgress, StepStage, StepStarted
+from exporter.pipeline.watching import Watch
 from exporter.store import Store, Stored, stage_key
 
 LOGS_KEPT = 100
@@ -97,6 +98,7 @@ class Steps:
         self.store = store
         self.emit = emit
         self.log = log
+        self.watch = Watch()
 
     def key(self, stage: str, stage_version: int, parts: Mapping[str, Any]) -> str:
         """The store's key of a stage's result; another version of the exporter's own code makes another key."""
@@ -184,6 +186,7 @@ class Steps:
     def _guarded(self, label: str, build: Callable[[Path], None], folder: Path) -> None:
         with self.guarded(label):
             build(folder)
+            self.watch.check()
 
     @contextmanager
     def _failing(self, label: str) -> Iterator[None]:

@@ -79,7 +79,8 @@ def _resolve(dotted: str, search: Sequence[str], closure: Closure) -> Iterator[t
     if not dotted:
         return
     parts = dotted.split(".")
-    if parts[0] in sys.stdlib_module_names:
+    # A neighbour may have the name of a module of the standard library, and comes before it.
+    if parts[0] in sys.stdlib_module_names and PathFinder.find_spec(parts[0], list(search)) is None:
         return
     spec = _top_level(parts[0], search)
     if spec is None or _is_third_party(spec):

@@ -72,6 +72,8 @@ def _importable(reference: FactoryReference) -> Iterator[None]:
     if reference.file is not None:
         local = import_closure(reference.module, reference.file, folders).modules
         for name, path in local.items():
+            if name.partition(".")[0] in sys.stdlib_module_names:
+                continue  # What others loaded already is not taken away from them.
             loaded = getattr(sys.modules.get(name), "__file__", None)
             if loaded is not None and Path(loaded).resolve() != path.resolve():
                 del sys.modules[name]

@@ -212,6 +212,14 @@ def test_without_labels_and_rules_the_divergence_from_the_model_is_gated_and_tha
     assert result.reason == "no labels: gated by divergence from the trained model"
 
 
+@pytest.mark.parametrize(
+    ("sqnr", "top1", "short"), [(30.0, 0.9, 0.0), (27.0, 0.9, 0.1), (30.0, 0.45, 0.5), (27.0, 0.45, 0.6)]
+)
+def test_how_far_rules_are_from_being_met_adds_up(sqnr, top1, short):
+    gate = GatePlan(min_sqnr_db=30.0, min_top1_agreement=0.9)
+    assert apply_gate(fidelity(sqnr=sqnr, top1=top1), gate).gate.short == pytest.approx(short)
+
+
 def test_outputs_that_are_not_floats_have_no_noise_to_gate_and_the_reason_is_told():
     whole = OutputFidelity(output="y", sqnr_db=3.0, cosine=1.0, max_abs_error=1.0, floating=False)
     result = apply_gate(msgspec.structs.replace(fidelity(), outputs=(whole,)), GatePlan()).gate

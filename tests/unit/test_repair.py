@@ -297,3 +297,34 @@ def test_fewer_values_that_are_no_numbers_are_nearer_to_the_gate_whatever_the_me
 
     assert better(judged(1, 0.1), judged(5, 0.2))
     assert not better(judged(5, 0.2), judged(1, 0.1))
+
+
+def test_what_fell_short_of_is_what_counts_and_not_the_metric_alone() -> None:
+    """A gate on SQNR alone, with a metric that gets better while SQNR gets worse."""
+
+    def judged(short: float, loss: float, sqnr_db: float) -> Judged:
+        one = Net({"a": 1.0}, allowed=0.0, metric=True).judge(QuantScheme())
+        fidelity = msgspec.structs.replace(
+            one.fidelity,
+            gate=GateResult(passed=False, failures=("too little SQNR",), short=short),
+            metric=MetricResult(name="accuracy", reference=1.0, value=1 - loss, relative_loss=loss),
+            outputs=(msgspec.structs.replace(one.fidelity.outputs[0], sqnr_db=sqnr_db),),
+        )
+        return msgspec.structs.replace(one, fidelity=fidelity)
+
+    assert better(judged(0.1, 0.02, 30.0), judged(0.2, 0.0, 25.0))
+    assert not better(judged(0.2, 0.0, 25.0), judged(0.1, 0.02, 30.0))
+    assert better(judged(0.1, 0.0, 25.0), judged(0.1, 0.02, 30.0)), "equally short: the metric decides"
+
+
+def test_a_change_is_told_against_those_that_stayed() -> None:
+    """Evening out channels helps as long as sums saturate, and brings nothing when they do not any more."""
+
+    class Saturating(Net):
+        def total(self, scheme: QuantScheme) -> float:
+            return 0.8 if scheme.reduce_range else 1.0 if scheme.equalize else 4.0
+
+    net = Saturating({"a": 1.0, "b": 1.0}, allowed=0.9, uneven=1)
+    repaired = net.repair(scheme=QuantScheme())
+    assert [repair.kept for repair in repaired.model.repairs] == [False, True]
+    assert repaired.model.repairs[1].sqnr_db == (-10 * math.log10(4.0), -10 * math.log10(0.8))
