@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exporter.compress.calling import Batch, Batches, Call
     from exporter.compress.channels import ChannelPruning, PrunedChannels, prune_channels
-    from exporter.compress.counting import compressed_bytes, count_macs, measure_cost
+    from exporter.compress.counting import compressed_bytes, count_macs, measure_cost, share_of_macs
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
     from exporter.compress.structure import (
@@ -50,6 +50,7 @@ __all__ = [
     "prune_weights",
     "read_structure",
     "reestimate_norms",
+    "share_of_macs",
     "sparse_weights",
 ]
 
@@ -71,6 +72,7 @@ _LATE = {
     "compressed_bytes": "counting",
     "count_macs": "counting",
     "measure_cost": "counting",
+    "share_of_macs": "counting",
     "batch_norms": "norms",
     "reestimate_norms": "norms",
     "LowRank": "structure",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
 
 from exporter.artifacts import ModelCost
 from exporter.compress.calling import Batch, Call, plainly
+from exporter.errors import ModelError
 
 LEVEL = 10
 """zstd level: what a download or an update would use."""
@@ -28,15 +34,81 @@ def measure_cost(module: nn.Module, batch: Batch, *, call: Call = plainly) -> Mo
 
 
 def count_macs(module: nn.Module, batch: Batch, *, call: Call = plainly) -> int:
-    """Multiply-accumulates of one sample, counted by torch's FlopCounterMode (two operations each)."""
+    """Multiply-accumulates of one sample: those of products and convolutions, whatever computes them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     samples = len(batch[0]) if batch and batch[0].dim() else 1
-    counter = FlopCounterMode(display=False)
-    # Attention has no formula in its fused form for inference; with autograd's view it is counted by its products.
-    with torch.no_grad(), counter:
+    aten = torch.ops.aten
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            aten.mv: _of_matrix_and_vector,
+            aten.addmv: _of_added_matrix_and_vector,
+            aten.dot: _of_vectors,
+            aten._trilinear: _of_bilinear,
+        },
+    )
+    with torch.no_grad(), _unfused(), counter:
         call(module, batch)
     return int(counter.get_total_flops()) // (2 * samples)
+
+
+def share_of_macs(module: nn.Module, batch: Batch, *, call: Call = plainly) -> Callable[[nn.Module], float]:
+    """What tells the share of a module's multiply-accumulates that a narrower one has.
+
+    Raises:
+        ModelError: the module has none that could be counted.
+    """
+    whole = count_macs(module, batch, call=call)
+    if not whole:
+        raise ModelError(
+            "no multiply-accumulate can be counted in this model, so that a share of them says nothing",
+            where='[[compress.steps]] method = "prune-channels", macs',
+            hint="ask for a share of `parameters`, `size` or `latency` instead",
+        )
+    return lambda candidate: count_macs(candidate, batch, call=call) / whole
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Makes torch compute attention and LSTMs by products, which are counted; nothing is in their fused forms."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    onednn, *_ = _set_onednn(False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _set_onednn(onednn)
+
+
+def _set_onednn(enabled: bool) -> Sequence[Any]:
+    """Gives what was set before. `mkldnn.flags()` sets precisions too, and warns of hardware that is not there."""
+    set_flags: Callable[..., Sequence[Any]] = torch.backends.mkldnn.set_flags
+    return set_flags(_enabled=enabled, _fp32_precision=None)
+
+
+# What FlopCounterMode has no formula for; two operations are one multiply-accumulate.
+
+
+def _of_matrix_and_vector(matrix: Sequence[int], *rest: object, **named: object) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _of_added_matrix_and_vector(added: object, matrix: Sequence[int], *rest: object, **named: object) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _of_vectors(vector: Sequence[int], *rest: object, **named: object) -> int:
+    return 2 * math.prod(vector)
+
+
+def _of_bilinear(left: Sequence[int], weight: Sequence[int], *rest: object, **named: object) -> int:
+    """`nn.Bilinear`: each output reads every pair of inputs, and the sum over pairs is as a product of matrices."""
+    return 2 * left[0] * math.prod(weight)
 
 
 def compressed_bytes(module: nn.Module) -> int | None:

@@ -28,6 +28,9 @@ from exporter.plan_types import (
     PruneWeightsStep,
 )
 
+VERSION = 2
+"""Of what the steps do with the same values: what an older one stored is not taken up."""
+
 
 class Compressing:
     """Runs the steps of [compress] on a trained model."""
@@ -118,7 +121,7 @@ class Compressing:
             parts |= distil_parts(step, self.bench, model, self.trained)
         if isinstance(step, PruneChannelsStep):
             parts["latency"] = race_parts(step, self.bench)
-        unfinished = self.models.steps.unfinished("compress", 1, parts)
+        unfinished = self.models.steps.unfinished("compress", VERSION, parts)
 
         def build(folder: Path) -> None:
             made = self._made(step, model, label, unfinished)
@@ -126,7 +129,7 @@ class Compressing:
             (folder / "notes.json").write_bytes(canonical(made.notes))
 
         total = step.epochs if isinstance(step, DistilStep) else None
-        stored = self.models.steps.stored("compress", 1, parts, build, label=label, total=total)
+        stored = self.models.steps.stored("compress", VERSION, parts, build, label=label, total=total)
         after = TorchModel(
             plan=plan_of_student(step, model) if isinstance(step, DistilStep) else model.plan,
             kind=model.kind,

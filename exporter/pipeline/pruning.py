@@ -89,13 +89,11 @@ def _race(step: PruneChannelsStep, bench: Bench, model: TorchModel, module: nn.M
 
 def _share(what: str, bench: Bench, module: nn.Module, model: TorchModel) -> Callable[[nn.Module], float]:
     """The share that a candidate has of a module's cost."""
-    from exporter.compress import count_macs
-
     if what == "macs":
+        from exporter.compress import share_of_macs
+
         batch = next(iter(bench.models.calibration(bench.inputs)))
-        call = bench.models.call(model, bench.inputs)
-        dense = count_macs(module, batch, call=call)
-        return lambda candidate: count_macs(candidate, batch, call=call) / dense
+        return share_of_macs(module, batch, call=bench.models.call(model, bench.inputs))
 
     def values(one: nn.Module) -> int:
         tensors = one.parameters() if what == "parameters" else one.state_dict().values()

@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from exporter.artifacts import canonical
 from exporter.compress import (
     Taught,
     Teaching,
     apply_structure,
+    count_macs,
     distil,
     factorise,
     measure_cost,
     read_structure,
     reestimate_norms,
+    share_of_macs,
 )
 from exporter.errors import DataError, ModelError
 
@@ -110,6 +113,78 @@ def test_costs_are_those_of_the_layers() -> None:
     assert cost.zeros == pytest.approx(1280 / cost.parameters)
     assert cost.compressed_bytes is not None
     assert cost.compressed_bytes < 0.7 * cost.bytes
+
+
+class Attends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (4, 8)).transpose(1, 2)
+        return functional.scaled_dot_product_attention(heads, heads, heads)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(32, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+class Multihead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=False)[0]
+
+
+class Vectors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.weight @ one[0] for one in x])
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Bilinear(32, 32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x)
+
+
+PRODUCTS, PROJECTIONS = 2 * 10 * 10 * 32, 4 * 10 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("model", "macs"),
+    [
+        (Attends(), PRODUCTS),
+        (Multihead(), PRODUCTS + PROJECTIONS),
+        (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2),
+            2 * (PRODUCTS + PROJECTIONS + 2 * 10 * 32 * 64),
+        ),
+        (Recurrent(), 10 * 4 * 16 * (32 + 16)),
+        (Vectors(), 8 * 32),
+        (Pairs(), 10 * 4 * 32 * 32),
+    ],
+)
+def test_what_torch_computes_in_one_piece_is_counted_by_its_products(model: nn.Module, macs: int) -> None:
+    tokens = torch.randn(3, 10, 32)
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    assert count_macs(model.eval(), (tokens,)) == macs
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert torch._C._get_mkldnn_enabled() == onednn
+
+
+def test_a_share_of_nothing_counted_is_refused() -> None:
+    with pytest.raises(ModelError, match="no multiply-accumulate can be counted"):
+        share_of_macs(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval(), (images(2),))
 
 
 def classifier(seed: int, width: int = 24, classes: int = 3) -> nn.Module:
