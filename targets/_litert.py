@@ -152,7 +152,10 @@ def _run(folder: Path, job: ConversionJob, tell: Callable[[str], None] = unheard
     (folder / "job.json").write_bytes(canonical(job))
     environment = {**os.environ, "LITERT_TORCH_SHOW_PROGRESS": "n", "PYTHONHASHSEED": "0"}
 
+    told = ["start"]
+
     def said(stage: str) -> None:
+        told.append(stage)
         tell(STAGES.get(stage, stage))
 
     try:
@@ -170,7 +173,7 @@ def _run(folder: Path, job: ConversionJob, tell: Callable[[str], None] = unheard
     ending = f"signal {-code}" if code < 0 else f"exit code {code}"
     raise StageError(
         f"the converter's process ended with {ending}",
-        where="converter (litert-torch, ai-edge-quantizer)",
+        where=f"{told[-1]} (litert-torch, ai-edge-quantizer, ai-edge-litert)",
         why="killed, perhaps for want of memory" if code == -9 else "it crashed and left no message",
         hint="the end of its output is in the run log (`-v` shows it); finished steps are kept for the next build",
     )

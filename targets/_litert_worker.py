@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import canonical
 from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
 from targets._tflite_names import give_names, placeholder, text
-from targets._tflite_schemes import reasons_for
+from targets._tflite_schemes import Ranges, read_ranges, reasons_for
 
 SIGNATURE = "serving_default"
 
@@ -168,16 +168,15 @@ def calibrate(job: ConversionJob) -> None:
     Path(job.ranges).write_text(json.dumps(plain), encoding="utf-8")
 
 
-def read_ranges(path: Path) -> dict[str, Any]:
+def as_arrays(ranges: Ranges) -> dict[str, Any]:
     """Ranges as the quantizer takes them."""
-    found = json.loads(path.read_text(encoding="utf-8"))
     return {
-        tensor: {side: np.asarray(value, np.float32) for side, value in one.items()} for tensor, one in found.items()
+        tensor: {side: np.asarray(value, np.float32) for side, value in one.items()} for tensor, one in ranges.items()
     }
 
 
-def quantize(float_file: Path, variant: VariantJob, ranges: dict[str, Any] | None) -> None:
-    """Writes one quantized file."""
+def quantize(float_file: Path, variant: VariantJob, ranges: Ranges) -> None:
+    """Writes one quantized file; `ranges` are there where it is a static one."""
     qtyping, quantizer = library("ai_edge_quantizer.qtyping"), library("ai_edge_quantizer.quantizer")
     recipe, recipe_manager = library("ai_edge_quantizer.recipe"), library("ai_edge_quantizer.recipe_manager")
     operators = qtyping.TFLOperationName
@@ -209,12 +208,12 @@ def quantize(float_file: Path, variant: VariantJob, ranges: dict[str, Any] | Non
     for kind in kinds:
         if kind in known:  # What the quantizer does not know stays float without being told.
             rules.add_quantization_config(".*", operators(kind), algorithm_key="no_quantize")
-    for name in reasons_for(float_file, variant.left):
+    for name in reasons_for(float_file, variant.left, ranges):
         # The quantizer finds an operator by the names of its results, each followed by a semicolon.
         rules.add_quantization_config(f"^{re.escape(name)};", operators.ALL_SUPPORTED, algorithm_key="no_quantize")
     worker = quantizer.Quantizer(str(float_file), rules.get_quantization_recipe())
     result = worker.quantize(
-        ranges if variant.precision in STATIC else None, enable_progress_bar=False, enable_progress_report=False
+        as_arrays(ranges) if ranges else None, enable_progress_bar=False, enable_progress_report=False
     )
     result.export_model(variant.file)
     mend_signature(float_file, Path(variant.file))
@@ -250,18 +249,19 @@ def main() -> None:
     job_file = Path(sys.argv[1])
     begin = partial(stage, job_file.parent, int(sys.argv[2]))
     job = read_job(job_file.read_bytes())
-    float_file, ranges = Path(job.float_file), None
+    float_file = Path(job.float_file)
     if job.program is not None:
         with begin("convert"):
             convert_float(job.program, float_file)
     if job.calibration is not None:
         with begin("calibrate"):
             calibrate(job)
+    ranges = read_ranges(Path(job.ranges))
     for variant in job.variants:
         with begin(f"quantize to {variant.precision}"):
-            if variant.precision in STATIC and ranges is None:
-                ranges = read_ranges(Path(job.ranges))
-            quantize(float_file, variant, ranges)
+            quantize(float_file, variant, ranges if variant.precision in STATIC else {})
+            # A file that the runtime crashes on must end this process, and not the build.
+            library("ai_edge_litert.interpreter").Interpreter(variant.file, num_threads=1).allocate_tensors()
 
 
 if __name__ == "__main__":

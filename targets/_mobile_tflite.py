@@ -13,7 +13,7 @@ from exporter.target_api import ConvertRequest, TensorForm, VariantFile
 from targets import _litert, _tflite
 from targets._litert import Base
 from targets._litert_jobs import STATIC, VariantJob
-from targets._tflite_schemes import Left, check_left, checked_scheme, left_of, reasons_for
+from targets._tflite_schemes import Left, check_left, checked_scheme, left_of, read_ranges, reasons_for
 
 if TYPE_CHECKING:
     from targets._litert_jobs import Precision
@@ -132,7 +132,8 @@ def _variant(
     main = f"{NAMES[precision]}/{MODEL}"
     coverage = None
     if precision in QUANTIZED:
-        reasons = reasons_for(base.float_file, _left(options, scheme))
+        ranges = read_ranges(base.ranges) if precision in STATIC else {}
+        reasons = reasons_for(base.float_file, _left(options, scheme), ranges)
         coverage = _tflite.coverage(folder / main, dynamic=precision == DYNAMIC, left=reasons)
     return VariantFile(
         name=NAMES[precision],

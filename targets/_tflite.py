@@ -42,6 +42,7 @@ class Operator(NamedTuple):
         outputs: of those that it gives.
         taken: element types of the former.
         results: of the latter.
+        tensors: names of all of them.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Operator(NamedTuple):
     outputs: tuple[int, ...]
     taken: tuple[str, ...]
     results: tuple[str, ...]
+    tensors: tuple[str, ...]
 
 
 def operators(model: Path) -> list[Operator]:
@@ -67,8 +69,9 @@ def graph_operators(model: Any, graph: Any) -> list[Operator]:
     found = []
     for kind, operator in zip(operator_kinds(model, graph), graph.operators, strict=True):
         inputs, outputs = (tuple(map(int, side)) for side in (operator.inputs, operator.outputs))
-        name = text(graph.tensors[outputs[0]].name) if outputs else kind
-        found.append(Operator(kind, name, inputs, outputs, types_of(inputs), types_of(outputs)))
+        names = tuple(text(graph.tensors[index].name) for index in (*outputs, *inputs) if index >= 0)
+        name = names[0] if outputs else kind
+        found.append(Operator(kind, name, inputs, outputs, types_of(inputs), types_of(outputs), names))
     return found
 
 
@@ -118,6 +121,19 @@ def with_movers(model: Path, names: Iterable[str]) -> set[str]:
         if operator.name in left:
             floats |= set(operator.outputs)
     return left
+
+
+def endless_constants(model: Path) -> set[str]:
+    """Names of the float32 constants of a file that hold infinities."""
+    import numpy as np
+
+    read = read_model(model)
+    found = set()
+    for tensor in (one for graph in read.subgraphs for one in graph.tensors if tensor_type(one) == "FLOAT32"):
+        data = read.buffers[tensor.buffer].data
+        if data is not None and not np.isfinite(np.frombuffer(bytes(data), "<f4")).all():
+            found.add(text(tensor.name))
+    return found
 
 
 def kinds(model: Path) -> set[str]:

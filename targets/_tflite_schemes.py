@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,6 +22,10 @@ BY_NAME = "left in float by name"
 BYTES = "turns bytes into the values that are quantized"
 UNFIT = "in this converter's form of it integers can go wrong"
 MOVES = "moves what is left in float"
+ENDLESS = "it takes or gives infinities, which have no integer form"
+
+Ranges = Mapping[str, Mapping[str, Any]]
+"""By tensor, `min` and `max` of what it reached on the calibration data."""
 
 
 def checked_scheme(asked: QuantScheme) -> QuantScheme:
@@ -91,9 +97,21 @@ def check_left(float_file: Path, left: Left) -> None:
             )
 
 
-def reasons_for(float_file: Path, left: Left) -> Mapping[str, str]:
-    """Names of the operators that stay in float, and why; what only moves their results stays with them."""
-    reasons = {}
+def read_ranges(path: Path) -> Ranges:
+    """Ranges as `calibrate` wrote them; none where it wrote none."""
+    found: Ranges = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def reasons_for(float_file: Path, left: Left, ranges: Ranges) -> Mapping[str, str]:
+    """Names of the operators that stay in float, and why; what only moves their results stays with them.
+
+    Args:
+        float_file: the float file.
+        left: what is to stay in float.
+        ranges: those that a static variant is made with; none for others.
+    """
+    reasons = dict.fromkeys(_endless(float_file, ranges) if ranges else (), ENDLESS)
     for one in _tflite.operators(float_file):
         if one.kind in left.types:
             reasons[one.name] = EXCLUDED
@@ -106,3 +124,16 @@ def reasons_for(float_file: Path, left: Left) -> Mapping[str, str]:
     moved = dict.fromkeys(_tflite.with_movers(float_file, reasons), MOVES)
     # What only moves pixels need not follow: rounded before or after, they are rounded once.
     return {**dict.fromkeys(_tflite.byte_operators(float_file), BYTES), **moved, **reasons}
+
+
+def _endless(float_file: Path, ranges: Ranges) -> list[str]:
+    """Names of the operators at a tensor that is not finite throughout, as a mask of minus infinity makes it.
+
+    The scale of such a tensor would be infinite, and runtimes crash on a file with one.
+    """
+    import numpy as np
+
+    wide = {
+        name for name, found in ranges.items() if not all(np.isfinite(value).all() for value in found.values())
+    } | _tflite.endless_constants(float_file)
+    return [one.name for one in _tflite.operators(float_file) if not wide.isdisjoint(one.tensors)]
