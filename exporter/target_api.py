@@ -83,11 +83,13 @@ class TensorForm(Value, frozen=True, kw_only=True):
     Attributes:
         types: element type of the model -> the one that stands for it in the files.
         channels_last: float inputs with four axes are NHWC in the files and NCHW in the model.
+        already_last: inputs that are NHWC in the model too.
         pixels: inputs that are bytes in the files, whatever the rest says.
     """
 
     types: dict[DType, DType] = {}
     channels_last: bool = False
+    already_last: tuple[str, ...] = ()
     pixels: tuple[PixelInput, ...] = ()
 
     def pixel(self, name: str) -> PixelInput | None:
@@ -97,7 +99,8 @@ class TensorForm(Value, frozen=True, kw_only=True):
     def moves(self, spec: TensorSpec) -> bool:
         """Whether an input of the model is NHWC in the files."""
         image = len(spec.shape) == 4 and spec.dtype.startswith("float")
-        return self.channels_last and image and self.pixel(spec.name) is None
+        stays = spec.name in self.already_last or self.pixel(spec.name) is not None
+        return self.channels_last and image and not stays
 
 
 class EnvironmentNeed(Value, frozen=True, kw_only=True):
@@ -210,6 +213,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
         program: the captured program (.pt2), where the target needs it: it takes tensors in the order of the
             signature's inputs and gives a tuple in the order of its outputs.
         pixels: inputs of the program that its files are to take as bytes; the ONNX files do already.
+        form: how the files are to take and give tensors: that of `Need`, and what the plan says of inputs.
         quantize: what `[quantize]` asks of a target that quantizes by itself; None when it turns quantization off.
         offered: files that such a target is to make beside those that its options ask for: `dynamic`, with ranges
             taken at run time.
@@ -225,6 +229,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     signature: Signature
     program: Path | None = None
     pixels: tuple[PixelInput, ...] = ()
+    form: TensorForm = TensorForm()
     quantize: QuantScheme | None = None
     offered: tuple[str, ...] = ()
     calibration: Callable[[], Iterator[Arrays]] | None = None

@@ -41,7 +41,7 @@ def convert(
     chosen, base = precisions(options, scheme, offered=request.offered), base_of(folder)
     jobs = tuple(_job(folder, one, options, scheme) for one in chosen)
     if options.converter == ONNX2TF:
-        _from_onnx(request, form_of(options), base.float_file)
+        _from_onnx(request, request.form, base.float_file)
         _litert.quantize(request, base, jobs)
     else:
         _litert.convert(request, base, jobs, channels_last)

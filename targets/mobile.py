@@ -116,7 +116,7 @@ class MobileTarget:
         wanted = cast(MobileOptions, options)
         if wanted.format == "ort":
             return _mobile_ort.convert(request, folder)
-        moved = tuple(spec.name for spec in request.signature.inputs if form_of(wanted).moves(spec))
+        moved = tuple(spec.name for spec in request.signature.inputs if request.form.moves(spec))
         return _mobile_tflite.convert(request, wanted, moved, folder)
 
     def requantize(

@@ -25,7 +25,7 @@ from exporter.pipeline.candidates import Candidates, Made
 from exporter.pipeline.converted import check_variants
 from exporter.pipeline.crosschecking import MadeAlike, cross_checked, static_sides
 from exporter.pipeline.evaluating import evaluate
-from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
+from exporter.pipeline.forms import form_notes, form_of_data, formed_inputs, formed_signature
 from exporter.pipeline.gates import Gates
 from exporter.pipeline.inputs import with_batch
 from exporter.pipeline.job import PROGRAM, Job
@@ -83,7 +83,7 @@ class Bundling:
         job, plan = self.job, self.plan
         with self.steps.guarded(f"{self.target.name}: requires"):
             need = self.target.requires(plan.options)
-        self.need = need
+        self.need = need = msgspec.structs.replace(need, form=form_of_data(need.form, job.data.preprocessing))
         with self.steps.guarded(f"{self.target.name}: payload"):
             self.payload = self.target.payload(plan.options)
         self._check_dynamic()
@@ -221,6 +221,7 @@ class Bundling:
             signature=signature,
             program=program.folder / PROGRAM if program else None,
             pixels=self.need.form.pixels,
+            form=self.need.form,
             quantize=scheme,
             offered=offered,
             calibration=(lambda: self._calibration(signature)) if calibrates else None,
@@ -243,7 +244,7 @@ class Bundling:
             "program": program.key if program else None,
             "quantize": scheme,
             "offered": offered,
-            "pixels": self.need.form.pixels,
+            "form": self.need.form,
             "calibration": calibration,
             "signature": signature,
             "environment": self.need.environment,

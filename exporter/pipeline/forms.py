@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from exporter.artifacts import Signature, TensorSpec
+from exporter.artifacts import Preprocessing, Signature, TensorSpec
 from exporter.errors import DataError
 from exporter.pipeline.pixels import outside, pixel_layout, pixel_spec, to_pixels
 from exporter.target_api import TensorForm
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 NCHW_TO_NHWC = (0, 2, 3, 1)
+
+
+def form_of_data(form: TensorForm, preprocessing: Mapping[str, Preprocessing]) -> TensorForm:
+    """The form of a target's files, given how raw data become inputs: those that are HWC already are not moved."""
+    last = tuple(name for name, steps in preprocessing.items() if steps.layout == "HWC")
+    return msgspec.structs.replace(form, already_last=last) if form.channels_last else form
 
 
 def formed_signature(signature: Signature, form: TensorForm) -> Signature:

@@ -63,7 +63,20 @@ def _pixel_inputs(
                 why=f"its preprocessing gives float32 with the axes of one sample {steps.layout}",
                 hint="correct `layout` in its preprocessing, or remove `preprocess`",
             )
+        _check_channels(spec, steps)
     return tuple(_pixel_input(spec.name, steps) for spec, steps in found)
+
+
+def _check_channels(spec: TensorSpec, steps: Preprocessing) -> None:
+    """Raises InputError where mean or std are given for other channels than the input has."""
+    size = 1 if steps.layout == "HW" else spec.shape[steps.layout.index("C") + 1]
+    for key, values in (("mean", steps.mean), ("std", steps.std)):
+        if isinstance(size, int) and len(values) not in (0, 1, size):
+            raise InputError(
+                f"{key} of input '{spec.name}' has {len(values)} values, and the input {size} channels",
+                where=f"model.inputs.{spec.name}.preprocess.{key}; input {spec}",
+                hint="give one value, or one for each channel",
+            )
 
 
 def _pixel_input(name: str, steps: Preprocessing) -> PixelInput:

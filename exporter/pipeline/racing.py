@@ -177,7 +177,7 @@ class Race:
         program = folder / "program.pt2" if self.need.program else None
         if program is not None:
             save_program(prepared, example=example, inputs=self.inputs, path=program)
-        request = ConvertRequest(float_model=path, int8=(), signature=signature, program=program)
+        request = ConvertRequest(float_model=path, int8=(), signature=signature, program=program, form=self.need.form)
         return self.target.convert(request, self.plan.options, folder / "converted")[0], signature
 
     def _settings(self) -> ProfilePlan:

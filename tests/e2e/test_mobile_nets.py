@@ -168,6 +168,7 @@ def convert(target: Target, module: nn.Module, inputs: tuple[TensorSpec, ...], f
         int8=(),
         signature=Signature(inputs=inputs, outputs=outputs),
         program=folder / "program.pt2",
+        form=form,
         quantize=QuantScheme(activations="int8"),
         calibration=lambda: iter(shown[SAMPLES:]),
     )

@@ -16,9 +16,11 @@ from exporter.artifacts import Preprocessing, Signature, TensorSpec
 from exporter.data.preprocess import apply_to_arrays
 from exporter.errors import DataError, InputError, StageError
 from exporter.onnx_export import onnx_session, write_with_pixels
-from exporter.pipeline.forms import form_notes, formed_inputs, formed_signature
+from exporter.pipeline.forms import form_notes, form_of_data, formed_inputs, formed_signature
 from exporter.pipeline.pixels import with_pixels
-from exporter.target_api import Need, TensorForm
+from exporter.target_api import ConvertRequest, Need, TensorForm
+from targets import _mobile_tflite
+from targets.mobile import TARGET, MobileOptions
 
 SHAPES = {"CHW": ("batch", 3, 4, 5), "HWC": ("batch", 4, 5, 3), "HW": ("batch", 4, 5)}
 
@@ -108,6 +110,31 @@ def test_values_that_no_byte_becomes_are_refused(values: float) -> None:
     array = np.full((1, 3, 4, 5), values - 0.5 + 0.3 / 255, np.float32)
     with pytest.raises(DataError, match="no 8-bit pixels"):
         formed_inputs({"x": array}, (spec_of(steps),), form_of(steps))
+
+
+@pytest.mark.parametrize("layout", ["CHW", "HW"])
+def test_values_for_other_channels_than_the_input_has_are_refused(layout: Any) -> None:
+    steps = Preprocessing(layout=layout, std=(0.2, 0.3))
+    with pytest.raises(InputError, match=r"std of input 'x' has 2 values, and the input [13] channels") as caught:
+        form_of(steps)
+    assert str(caught.value.where).startswith("model.inputs.x.preprocess.std")
+
+
+def test_what_is_channels_last_already_is_not_moved_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shape = (1, 4, 4, 3)
+    inputs = tuple(TensorSpec(name=name, dtype="float32", shape=shape) for name in ("bytes", "hwc", "chw"))
+    steps = {"bytes": Preprocessing(), "hwc": Preprocessing(layout="HWC"), "chw": Preprocessing()}
+    asked = MobileOptions(layout="NHWC")
+    form = form_of_data(TARGET.requires(asked).form, steps)
+    taken = with_pixels("mobile", need(form=form), inputs[:1], {"bytes": steps["bytes"]}).form
+    signature = Signature(inputs=inputs, outputs=(), preprocessing=steps)
+    assert [spec.shape for spec in formed_signature(signature, taken).inputs[1:]] == [shape, (1, 4, 3, 4)]
+    assert [note.split()[1] for note in form_notes(signature, taken) if "NCHW in the model" in note] == ["'chw'"]
+    moved: list[tuple[str, ...]] = []
+    monkeypatch.setattr(_mobile_tflite, "convert", lambda _request, _options, names, _folder: moved.append(names))
+    request = ConvertRequest(float_model=tmp_path, int8=(), signature=signature, form=taken)
+    TARGET.convert(request, asked, tmp_path)
+    assert moved == [("chw",)]
 
 
 def test_a_plan_without_preprocessing_is_refused() -> None:
