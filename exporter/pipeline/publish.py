@@ -119,7 +119,9 @@ def choose(manifest: Manifest, profile: Profile, name: str) -> Choice:
     )
     host = f"{profile.host.cpu}{place}, {settings.threads} thread{'s' if settings.threads > 1 else ''}"
     host += "" if profile.runtime.name == manifest.runtime.name else f", {profile.runtime.name}"
-    measured = tuple(one.variant for one in profile.variants)
+    ratios = {one.variant: one.ratio for one in profile.comparisons}
+    # What float is compared with has a ratio; float's own is 1.
+    measured = tuple(sorted((one.variant for one in profile.variants), key=lambda name: ratios.get(name, 1.0)))
     if faster:
         best = min(faster, key=lambda one: one.ratio)
         return Choice(variant=best.variant, why=f"{describe(best)} on {host}", profile=name, measured=measured)

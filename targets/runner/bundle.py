@@ -63,6 +63,15 @@ def other_runtimes(bundle: Bundle) -> list[str]:
     return [runtime["name"] for runtime in bundle.manifest.get("other_runtimes", [])]
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version, to compare it."""
+    numbers = []
+    for part in version.split(".")[:3]:
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        numbers.append(int(digits or 0))
+    return tuple([*numbers, 0, 0, 0][:3])
+
+
 def on_runtime(bundle: Bundle, name: str) -> Bundle:
     """The bundle as if it had only what runs on one of its runtimes, the first of which others are compared with."""
     main = bundle.manifest["runtime"]

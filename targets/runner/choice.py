@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .bundle import HERE, Bundle, other_runtimes
+from .bundle import HERE, Bundle, other_runtimes, release
 from .faults import MISSING, Fault
 
 WIDE_SUMS = ("avx512_vnni", "avx_vnni", "asimddp")
@@ -36,16 +36,17 @@ def not_shown(variant: dict[str, Any], absent: Sequence[str]) -> str:
     return f"this CPU does not show {', '.join(absent)}, which {variant['name']} requires"
 
 
-def missing_runtime(bundle: Bundle, variant: dict[str, Any]) -> str | None:
-    """A runtime beside the main one that a variant runs on and that is not installed here."""
+def unfit_runtime(bundle: Bundle, variant: dict[str, Any]) -> str | None:
+    """What is wrong here with the runtime that a variant runs on beside the main one, or None."""
     name = variant["runtime"]
     if name not in other_runtimes(bundle):
         return None
+    least = next(one["minimum"] for one in bundle.manifest["other_runtimes"] if one["name"] == name)
     try:
-        version(name)
+        found = version(name)
     except PackageNotFoundError:
-        return str(name)
-    return None
+        return f"{name} is not installed"
+    return f"{name} {found} is older than {least}" if release(found) < release(least) else None
 
 
 def wrong_here(bundle: Bundle, name: str) -> str | None:
@@ -65,13 +66,13 @@ def refuse_wrong(bundle: Bundle, name: str) -> None:
 def obstacle(bundle: Bundle, name: str, features: Sequence[str]) -> str | None:
     """Why a variant is not for this machine, or None."""
     variant = bundle.variants[name]
-    absent, runtime = lacking(variant, features), missing_runtime(bundle, variant)
+    absent, unfit = lacking(variant, features), unfit_runtime(bundle, variant)
     if wrong := wrong_here(bundle, name):
         return wrong
     if absent:
         return not_shown(variant, absent)
-    if runtime:
-        return f"{runtime} is not installed, which {name} runs on (requirements-{runtime}.txt brings it)"
+    if unfit:
+        return f"{unfit}, which {name} runs on (requirements-{variant['runtime']}.txt brings it)"
     return None
 
 
@@ -82,9 +83,10 @@ def runnable(bundle: Bundle, features: Sequence[str]) -> tuple[list[str], list[s
 
 
 def choose(bundle: Bundle, features: Sequence[str]) -> tuple[str, str]:
-    """(variant, why): the bundle's choice where the machine allows it, else the next that it allows, float last.
+    """(variant, why): the bundle's choice where the machine allows it, else the next that it allows.
 
-    A variant that specialises the choice for this CPU comes first, unless the choice was made by measuring both.
+    The next is the fastest that was measured, or where nothing was the first, float last. A variant that specialises
+    the choice for this CPU comes before it, unless the choice was made by measuring both.
     """
     choice, last = bundle.manifest["choice"], bundle.manifest["float_variant"]
     why_not = obstacle(bundle, choice["variant"], features)
@@ -96,8 +98,9 @@ def choose(bundle: Bundle, features: Sequence[str]) -> tuple[str, str]:
             return name, f"this CPU shows {', '.join(shown)}, which it is made for in place of {choice['variant']}"
     if not why_not:
         return choice["variant"], choice["why"]
-    others = [name for name in bundle.variants if name != last and not obstacle(bundle, name, features)]
-    return [*others, last][0], why_not
+    known = [name for name in choice.get("measured", []) if name in bundle.variants]
+    others = known if last in known else [name for name in bundle.variants if name != last]
+    return [*(name for name in others if not obstacle(bundle, name, features)), last][0], why_not
 
 
 def reasons_to_fail(

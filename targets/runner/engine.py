@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from .bundle import HERE, Bundle, other_runtimes
+from .bundle import HERE, Bundle, other_runtimes, release
 from .faults import BAD_INPUT, BROKEN, MISSING, Fault, brief
 
 
@@ -86,7 +86,7 @@ def start(bundle: Bundle, threads: int, affinity: tuple[int, ...] | None, wanted
     if wanted not in (None, runtime.NAME):
         message = f"{runtime.NAME} {version} is what works here, and {wanted} was asked for"
         raise Fault(MISSING, message, f'python -m pip install -r "{HERE / f"requirements-{wanted}.txt"}"')
-    if needed["name"] == runtime.NAME and _release(version) < _release(needed["minimum"]):
+    if needed["name"] == runtime.NAME and release(version) < release(needed["minimum"]):
         message = f"{needed['name']} {version} is older than {needed['minimum']}, which this bundle needs"
         raise Fault(MISSING, message, command.replace("install", "install --upgrade"))
     others = {name: _module(f"runtime_{name}") for name in other_runtimes(bundle)}
@@ -116,7 +116,7 @@ def _module(name: str) -> Any:
 def _old_system(needed: dict[str, Any]) -> str:
     """Says so where wheels cannot be installed, or do not load, because the C library is too old for them."""
     wanted, (kind, found) = needed.get("glibc"), platform.libc_ver()
-    if wanted is None or kind != "glibc" or _release(found) >= _release(wanted):
+    if wanted is None or kind != "glibc" or release(found) >= release(wanted):
         return ""
     return f"; the newest wheels of {needed['name']} need glibc {wanted}, and this system has {found}"
 
@@ -142,11 +142,3 @@ def pin(cpus: Sequence[int] | None) -> None:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
         raise Fault(BAD_INPUT, f"{wanted}: {brief(error)}") from error
-
-
-def _release(version: str) -> tuple[int, ...]:
-    numbers = []
-    for part in version.split(".")[:3]:
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        numbers.append(int(digits or 0))
-    return tuple([*numbers, 0, 0, 0][:3])

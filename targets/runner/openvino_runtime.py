@@ -13,6 +13,8 @@ from typing import Any
 
 NAME = "openvino"
 DEVICE = "CPU"
+SINK = "/sink_port_0"
+"""What OpenVINO puts behind an output's name to call the node that it leaves the graph by."""
 
 
 class RuntimeMissing(Exception):
@@ -50,7 +52,7 @@ class Session:
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
         self._compiled = compiled
-        self._names = [output.get_any_name() for output in compiled.outputs]
+        self._names = [_output_name(output) for output in compiled.outputs]
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """One inference: arrays by input name to arrays by output name."""
@@ -60,11 +62,11 @@ class Session:
 
     def inputs(self) -> list[tuple[str, str, list[int | str]]]:
         """(name, dtype, shape) of each input as the runtime reports it; dynamic axes are `?`."""
-        return [_spec(item) for item in self._compiled.inputs]
+        return [_spec(item, item.get_any_name()) for item in self._compiled.inputs]
 
     def outputs(self) -> list[tuple[str, str, list[int | str]]]:
         """(name, dtype, shape) of each output, as `inputs` does."""
-        return [_spec(item) for item in self._compiled.outputs]
+        return [_spec(item, name) for name, item in zip(self._names, self._compiled.outputs)]
 
 
 def open_session(model_path: str, threads: int, affinity: Sequence[int] | None = None) -> Session:
@@ -89,9 +91,16 @@ def open_session(model_path: str, threads: int, affinity: Sequence[int] | None =
     return Session(_library().Core().compile_model(model_path, DEVICE, settings))
 
 
-def _spec(item: Any) -> tuple[str, str, list[int | str]]:
+def _output_name(output: Any) -> str:
+    """The model's name of an output; its tensor has others as well where an Identity was taken away."""
+    name = str(output.node.get_friendly_name())
+    name = name[: -len(SINK)] if name.endswith(SINK) else name
+    return name if name in output.get_names() else str(output.get_any_name())
+
+
+def _spec(item: Any, name: str) -> tuple[str, str, list[int | str]]:
     shape: list[int | str] = [axis.get_length() if axis.is_static else "?" for axis in item.get_partial_shape()]
-    return item.get_any_name(), str(item.get_element_type().to_dtype()), shape
+    return name, str(item.get_element_type().to_dtype()), shape
 
 
 def _library() -> Any:

@@ -190,6 +190,24 @@ def test_a_requirement_is_met_by_any_of_its_alternatives(bundle: Path) -> None:
     assert len(report(bundle, 0)["variants"]) == 3
 
 
+def test_where_the_choice_cannot_run_the_fastest_measured_variant_does_be_it_float(bundle: Path) -> None:
+    second_runtime(bundle)
+    other = RuntimeNeed(name="numpy", minimum="99.0", requirements=())
+    best = msgspec.structs.replace(variant("third"), runtime="numpy")
+    for measured, taken in (
+        (("third", "fp32", "int8"), "fp32"),
+        (("third", "int8", "fp32"), "int8"),
+        (("third",), "int8"),
+        ((), "int8"),
+    ):
+        choice = Choice(variant="third", why="it was the fastest", measured=measured)
+        variants = (variant("fp32"), variant("int8"), best)
+        reseal(bundle, variants=variants, other_runtimes=(other,), choice=choice)
+        here = json.loads(run(bundle, "--json").stdout)["here"]
+        assert here["variant"] == taken
+        assert f"numpy {np.__version__} is older than 99.0, which third runs on" in here["why"]
+
+
 @pytest.mark.skipif(not host.cpu_features(), reason="this system does not tell what its CPU can do")
 def test_a_variant_made_for_this_cpu_replaces_the_choice_unless_both_were_measured(bundle: Path) -> None:
     shown = host.cpu_features()[0]

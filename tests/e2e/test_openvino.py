@@ -6,8 +6,11 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from conformance.material import write_cnn
+from onnx import TensorProto, helper
 from support import Workplace
 
 from exporter.bundle import read_manifest
@@ -59,6 +62,23 @@ def test_the_bundle_answers_on_the_other_runtime_and_verifies(place, built):
     verified = place.run("verify", bundle)
     assert verified.code == 0, verified.err
     assert "int8-openvino: passed" in verified.out
+
+
+def test_outputs_keep_their_names_where_openvino_takes_nodes_away(tmp_path):
+    from targets.runner import openvino_runtime
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y", "z")]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Identity", ["h"], ["y"]),
+        helper.make_node("Identity", ["h"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
+    session = openvino_runtime.open_session(str(tmp_path / "model.onnx"), 1)
+    assert set(session.run({"x": np.ones((2, 4), np.float32)})) == {"y", "z"}
+    assert [name for name, _, _ in session.outputs()] == ["y", "z"]
 
 
 def test_without_the_package_the_build_says_what_brings_it(place, monkeypatch):
