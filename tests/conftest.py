@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Before numpy and torch are imported: their thread pools are sized once.
@@ -47,6 +48,15 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def operators_parsed_once() -> None:
+    """torch's exporter parses the sources of all operators again for each model: half the time of a small one."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("onnxscript._framework_apis.") and hasattr(module, "get_torchlib_ops"):
+            parse = module.get_torchlib_ops
+            module.get_torchlib_ops = parse if hasattr(parse, "cache_info") else cache(parse)
 
 
 @pytest.fixture(scope="session")
