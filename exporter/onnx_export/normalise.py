@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ SINGLE_FILE_LIMIT = 1_900_000_000
 
 def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | None = None) -> None:
     """Copies an ONNX model, its external data included; one file where it fits, else `<target>.data` beside it.
+
+    Of several nodes with one name, which runtimes refuse, all but the first get a number behind it.
 
     Args:
         source: a model that was inspected before, so that its external data are known to be safe.
@@ -37,6 +40,7 @@ def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | N
     if outside:
         # Loaded before shapes are checked: sizes may depend on values of initializers.
         external.load_external_data_for_model(graph, str(source.parent))
+    renamed = _told_apart(graph.graph)
     if fixed_axes:
         _fix(graph.graph, fixed_axes)
     large = graph.ByteSize() >= SINGLE_FILE_LIMIT
@@ -44,7 +48,7 @@ def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | N
         _settle_outputs(graph)
     if not large:
         _check_shapes(graph, source)
-    if not outside and not fixed_axes:
+    if not (outside or fixed_axes or renamed):
         shutil.copyfile(source, target)
     elif not large:
         onnx.save(graph, str(target))
@@ -56,6 +60,22 @@ def normalise_onnx(source: Path, target: Path, fixed_axes: Mapping[str, int] | N
             all_tensors_to_one_file=True,
             location=f"{target.name}.data",
         )
+
+
+def _told_apart(graph: onnx.GraphProto) -> bool:
+    """Gives nodes names of their own; True where one had that of another."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    renamed = False
+    for node in graph.node:
+        if node.name in seen:
+            number = next(number for number in count(1) if f"{node.name}_{number}" not in taken)
+            node.name = f"{node.name}_{number}"
+            taken.add(node.name)
+            renamed = True
+        if node.name:
+            seen.add(node.name)
+    return renamed
 
 
 def _check_shapes(model: onnx.ModelProto, source: Path) -> None:

@@ -375,6 +375,25 @@ def test_export_opset_is_torchs_default_or_lower():
         export_opset(17)
 
 
+def test_nodes_of_one_name_are_told_apart(tmp_path):
+    from onnx import helper
+
+    names = ["same", "same", "same_1", "", "", "same"]
+    tensors = ["x", *(f"t{index}" for index in range(5)), "y"]
+    nodes = [
+        helper.make_node("Relu", tensors[index : index + 1], tensors[index + 1 : index + 2], name=name)
+        for index, name in enumerate(names)
+    ]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "in.onnx")
+    normalise_onnx(tmp_path / "in.onnx", tmp_path / "model.onnx")
+    found = [node.name for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert found == ["same", "same_2", "same_1", "", "", "same_3"]
+    assert onnx_session(tmp_path / "model.onnx")({"x": np.ones(2, np.float32)})["y"].tolist() == [1, 1]
+
+
 def test_users_onnx_file_is_copied_byte_for_byte(linear, tmp_path):
     normalise_onnx(linear[2], tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == linear[2].read_bytes()
