@@ -22,6 +22,7 @@ from exporter.onnx_export import (
     export_opset,
     mismatch_hint,
     normalise_onnx,
+    onnx_session,
     opset_for_runtime,
     prepare_module,
     torch_session,
