@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import canonical
 from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
-from targets._tflite_names import give_names, placeholder, text
+from targets._tflite_names import give_names, placeholder
 from targets._tflite_schemes import Ranges, read_ranges, reasons_for
+from targets._tflite_signature import mend_signature
 
 SIGNATURE = "serving_default"
 
@@ -216,27 +217,8 @@ def quantize(float_file: Path, variant: VariantJob, ranges: Ranges) -> None:
         as_arrays(ranges) if ranges else None, enable_progress_bar=False, enable_progress_report=False
     )
     result.export_model(variant.file)
-    mend_signature(float_file, Path(variant.file))
-
-
-def mend_signature(float_file: Path, quantized: Path) -> None:
-    """Points the signature's names at the tensors at the quantized graph's edge.
-
-    Where an output is also an operator's input, the quantizer adds a tensor for the output and leaves the signature
-    with the integer one.
-    """
-    flatbuffer_utils = library("ai_edge_litert.tools.flatbuffer_utils")
-    before, after = (flatbuffer_utils.read_model(str(path)) for path in (float_file, quantized))
-    pairs = zip(before.signatureDefs, after.signatureDefs, strict=True)
-    for old, new in pairs:
-        edges, moved = before.subgraphs[old.subgraphIndex], after.subgraphs[new.subgraphIndex]
-        for side in ("inputs", "outputs"):
-            places = dict(zip(map(int, getattr(edges, side)), map(int, getattr(moved, side)), strict=True))
-            wanted = {text(entry.name): places[int(entry.tensorIndex)] for entry in getattr(old, side)}
-            for entry in getattr(new, side):
-                entry.tensorIndex = wanted[text(entry.name)]
-    quantized.unlink()
-    flatbuffer_utils.write_model(after, str(quantized))
+    real = variant.precision in STATIC and not variant.integer_io
+    mend_signature(float_file, Path(variant.file), real=real)
 
 
 def library(name: str) -> Any:

@@ -29,6 +29,8 @@ BYTE_STEPS = ("CAST", "MUL", "ADD")
 LEFT = "the quantizer leaves it in float"
 STEPS = 1.01
 """Kernels round differently by one step; the rest is float rounding of the comparison."""
+FINE_STEPS = 16
+"""The same in 16-bit steps, which are so fine that those of several operators add up: 1/4096 of an output's range."""
 FLOAT_RELATIVE = 1e-4
 
 
@@ -197,7 +199,7 @@ def edges(model: Path) -> tuple[EdgeType, ...]:
 
 
 def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quantized: bool) -> dict[str, Tolerance]:
-    """Self-test tolerance of each output: rounding for float files, one integer step for quantized ones.
+    """Self-test tolerance of each output: rounding for float files, an integer step (16 of int16) for quantized ones.
 
     An output that is computed in float after the last integer operator has no step of its own; it is given 1/255 of
     the range of its expected values.
@@ -205,6 +207,7 @@ def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quant
     import numpy as np
 
     scales = output_scales(model) if quantized else {}
+    fine = {name for name, kind in output_types(model).items() if kind == "INT16"} if quantized else set()
     tolerances = {}
     for name, values in expected.items():
         if not np.issubdtype(values.dtype, np.floating):
@@ -218,28 +221,36 @@ def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quant
         spread = float(np.ptp(finite)) if finite.size else 0.0
         quantum = scales.get(name)
         step = quantum if quantum is not None else max(spread, 1e-6) / 255
-        tolerances[name] = Tolerance(atol=STEPS * step, quantum=quantum)
+        tolerances[name] = Tolerance(atol=(FINE_STEPS if name in fine else STEPS) * step, quantum=quantum)
     return tolerances
 
 
 def output_scales(model: Path) -> dict[str, float]:
     """The step of each output that comes from integers through one scale."""
-    schema = _library("schema_py_generated")
-    read = read_model(model)
-    kinds = _names(schema.BuiltinOperator)
-    graph = read.subgraphs[0]
-    before = {}
-    for operator in graph.operators:
-        code = read.operatorCodes[operator.opcodeIndex]
-        if kinds[max(code.builtinCode, code.deprecatedBuiltinCode)] == "DEQUANTIZE":
-            before[int(operator.outputs[0])] = graph.tensors[operator.inputs[0]]
     scales = {}
-    for entry in read.signatureDefs[0].outputs:
-        tensor = before.get(int(entry.tensorIndex), graph.tensors[entry.tensorIndex])
+    for name, tensor in _output_tensors(model).items():
         scale = tensor.quantization.scale if tensor.quantization is not None else None
         if scale is not None and len(scale) == 1:
-            scales[text(entry.name)] = float(scale[0])
+            scales[name] = float(scale[0])
     return scales
+
+
+def output_types(model: Path) -> dict[str, str]:
+    """The element type of each output, before it is turned into float where it comes from integers."""
+    return {name: tensor_type(tensor) for name, tensor in _output_tensors(model).items()}
+
+
+def _output_tensors(model: Path) -> dict[str, Any]:
+    """What holds each output, by name: the integers that it comes from where it does."""
+    read = read_model(model)
+    graph = read.subgraphs[0]
+    before = {
+        one.outputs[0]: graph.tensors[one.inputs[0]]
+        for one in graph_operators(read, graph)
+        if one.kind == "DEQUANTIZE"
+    }
+    entries = read.signatureDefs[0].outputs
+    return {text(one.name): before.get(int(one.tensorIndex), graph.tensors[int(one.tensorIndex)]) for one in entries}
 
 
 def text(name: bytes | str) -> str:

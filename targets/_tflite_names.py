@@ -50,6 +50,13 @@ def _name_tensors(model: Any) -> None:
             while name in taken:
                 name += "_"
             taken.add(names.setdefault(index, name))
+    # A constant may go by what the user calls an output, and the quantizer wants every name once.
+    others = [index for index in range(len(graph.tensors)) if index not in names]
+    for index in others:
+        name = text(graph.tensors[index].name)
+        while name in taken:
+            name += "_"
+        taken.add(names.setdefault(index, name))
     for index, name in names.items():
         graph.tensors[index].name = name
 

@@ -1,0 +1,76 @@
+"""What the quantizer leaves at the edge of a .tflite file, put right: names, and types that are to stay float."""
+
+from __future__ import annotations
+
+import importlib
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from targets._tflite import operator_kinds, tensor_type
+from targets._tflite_names import text
+
+DEQUANTIZE = "DEQUANTIZE"
+INTEGERS = ("INT8", "INT16")
+
+
+def mend_signature(float_file: Path, quantized: Path, *, real: bool) -> None:
+    """Points the signature's names at the tensors at the quantized graph's edge, and makes that edge float again.
+
+    Where an output is also an operator's input, the quantizer adds a tensor for the output and leaves the signature
+    with the integer one; or it adds one for the operator, and leaves the output itself an integer.
+
+    Args:
+        float_file: what the file was made from.
+        quantized: the file, which is written again.
+        real: whether outputs that are float in the former are float here too.
+    """
+    utils: Any = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
+    before, after = (utils.read_model(str(path)) for path in (float_file, quantized))
+    pairs = zip(before.signatureDefs, after.signatureDefs, strict=True)
+    for old, new in pairs:
+        edges, moved = before.subgraphs[old.subgraphIndex], after.subgraphs[new.subgraphIndex]
+        if real:
+            moved.outputs = [
+                _as_real(after, moved, int(index))
+                if tensor_type(edges.tensors[int(was)]) == "FLOAT32"
+                else int(index)
+                for was, index in zip(edges.outputs, moved.outputs, strict=True)
+            ]
+        for side in ("inputs", "outputs"):
+            places = dict(zip(map(int, getattr(edges, side)), map(int, getattr(moved, side)), strict=True))
+            wanted = {text(entry.name): places[int(entry.tensorIndex)] for entry in getattr(old, side)}
+            for entry in getattr(new, side):
+                entry.tensorIndex = wanted[text(entry.name)]
+    quantized.unlink()
+    utils.write_model(after, str(quantized))
+
+
+def _as_real(model: Any, graph: Any, index: int) -> int:
+    """The tensor that holds an integer tensor's values in float; one is added where there is none."""
+    if tensor_type(graph.tensors[index]) not in INTEGERS:
+        return index
+    for kind, operator in zip(operator_kinds(model, graph), graph.operators, strict=True):
+        if kind == DEQUANTIZE and list(map(int, operator.inputs)) == [index]:
+            return int(operator.outputs[0])
+    schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
+    tensor = deepcopy(graph.tensors[index])
+    tensor.name, tensor.type, tensor.quantization = f"{text(tensor.name)}_real", schema.TensorType.FLOAT32, None
+    graph.tensors.append(tensor)
+    operator = schema.OperatorT()
+    operator.opcodeIndex = _code(model, schema)
+    operator.inputs, operator.outputs = [index], [len(graph.tensors) - 1]
+    graph.operators.append(operator)
+    return len(graph.tensors) - 1
+
+
+def _code(model: Any, schema: Any) -> int:
+    """Which of the model's operator types is DEQUANTIZE."""
+    wanted = schema.BuiltinOperator.DEQUANTIZE
+    for place, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == wanted:
+            return place
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.deprecatedBuiltinCode, code.version = wanted, wanted, 2
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
