@@ -5,7 +5,14 @@ from exporter.measure.gate import apply_gate
 from exporter.measure.metric import Metric, compare_metric, load_metric, metric_digest
 from exporter.measure.operators import node_latency
 from exporter.measure.racing import latency_ratio
-from exporter.measure.ratios import LEAST_ROUNDS, Ratio, bootstrap_ratio, paired_ratio, sample_quantile
+from exporter.measure.ratios import (
+    LEAST_ROUNDS,
+    Ratio,
+    bootstrap_ratio,
+    bootstrap_ratios,
+    paired_ratio,
+    sample_quantile,
+)
 
 __all__ = [
     "LEAST_ROUNDS",
@@ -13,6 +20,7 @@ __all__ = [
     "Ratio",
     "apply_gate",
     "bootstrap_ratio",
+    "bootstrap_ratios",
     "compare_metric",
     "latency_ratio",
     "load_metric",

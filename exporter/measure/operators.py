@@ -26,6 +26,8 @@ WARM_UP = 3
 """Runs that are left out: the first ones allocate."""
 RUNS = 20
 SECONDS = 1.0
+MOST_RUNS = 1000
+"""More make no median better, and take longer to read than to run."""
 MOST_EVENTS = 200_000
 """The profiler stops at a million."""
 PAIR = {"QuantizeLinear", "DequantizeLinear"}
@@ -118,7 +120,7 @@ def _run(session: Any, samples: Sequence[Inputs], nodes: int) -> None:
     for runs, sample in enumerate(cycle(samples), start=1):
         session.run(None, dict(sample))
         enough = runs >= RUNS + WARM_UP and time.perf_counter() - started >= SECONDS
-        if enough or runs * max(1, nodes) >= MOST_EVENTS:
+        if enough or runs >= MOST_RUNS or runs * max(1, nodes) >= MOST_EVENTS:
             return
 
 

@@ -52,28 +52,39 @@ class Ratio(Value, frozen=True, kw_only=True):
 
 
 def bootstrap_ratio(samples: Sequence[int], base: Sequence[int], quantile: float, *, seed: int = 0) -> Ratio | None:
-    """Quantile of a series over the same quantile of the baseline's, from one process each.
+    """One of `bootstrap_ratios`."""
+    found = bootstrap_ratios(samples, base, [quantile], seed=seed)
+    return found[0] if found else None
+
+
+def bootstrap_ratios(
+    samples: Sequence[int], base: Sequence[int], quantiles: Sequence[float], *, seed: int = 0
+) -> list[Ratio]:
+    """Quantiles of a series over the same quantiles of the baseline's, from one process each.
 
     Args:
         samples: nanoseconds, in the order in which they were measured.
         base: those of the baseline.
-        quantile: 0.5 for the median.
+        quantiles: 0.5 for the median; all are found in the same resampled series, which take most of the time.
         seed: of the resampling, so that the same profiles give the same interval.
 
     Returns:
-        The ratio with its percentile interval; None where one side has too few runs.
+        For each quantile the ratio with its percentile interval; none at all where one side has too few runs.
     """
     import numpy as np
 
     if min(len(samples), len(base)) < LEAST_RUNS:
-        return None
+        return []
     draw = np.random.default_rng(seed)
     mine, theirs = np.asarray(samples, np.float64), np.maximum(np.asarray(base, np.float64), 1.0)
-    ratios = _resampled(mine, quantile, draw) / _resampled(theirs, quantile, draw)
+    ratios = _resampled(mine, quantiles, draw) / _resampled(theirs, quantiles, draw)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    ratio = float(np.quantile(mine, quantile) / np.quantile(theirs, quantile))
-    return Ratio(ratio=ratio, low=float(low), high=float(high), confidence=CONFIDENCE, count=len(samples))
+    lows, highs = np.quantile(ratios, [tail, 1 - tail], axis=1)
+    centres = np.quantile(mine, quantiles) / np.quantile(theirs, quantiles)
+    return [
+        Ratio(ratio=float(ratio), low=float(low), high=float(high), confidence=CONFIDENCE, count=len(samples))
+        for ratio, low, high in zip(centres, lows, highs, strict=True)
+    ]
 
 
 def sample_quantile(samples: Sequence[int], quantile: float) -> float:
@@ -110,8 +121,10 @@ def paired_ratio(values: Sequence[float], base: Sequence[float]) -> Ratio | None
     )
 
 
-def _resampled(series: NDArray[np.float64], quantile: float, draw: np.random.Generator) -> NDArray[np.float64]:
-    """The quantile of each of RESAMPLES series of equal length, put together from blocks of this one."""
+def _resampled(
+    series: NDArray[np.float64], quantiles: Sequence[float], draw: np.random.Generator
+) -> NDArray[np.float64]:
+    """Each quantile of each of RESAMPLES series of equal length, put together from blocks of this one."""
     import numpy as np
 
     n = len(series)
@@ -122,5 +135,5 @@ def _resampled(series: NDArray[np.float64], quantile: float, draw: np.random.Gen
     for first in range(0, RESAMPLES, step):
         starts = draw.integers(0, n, (min(step, RESAMPLES - first), blocks, 1))
         picked = (starts + offsets).reshape(len(starts), -1)[:, :n] % n
-        found.append(np.quantile(series[picked], quantile, axis=1))
-    return np.concatenate(found)
+        found.append(np.quantile(series[picked], quantiles, axis=1, overwrite_input=True))
+    return np.concatenate(found, axis=1)

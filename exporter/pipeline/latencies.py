@@ -10,7 +10,7 @@ import msgspec
 
 from exporter.artifacts import Profile, VariantProfile
 from exporter.comparison import PERCENTILES, Control, LatencyPair, Pair
-from exporter.measure import Ratio, bootstrap_ratio, paired_ratio, sample_quantile
+from exporter.measure import Ratio, bootstrap_ratios, paired_ratio, sample_quantile
 from exporter.pipeline.sides import Side
 
 
@@ -43,7 +43,7 @@ def control(a: Side, b: Side, measured: Measured) -> Control | None:
     worst: Control | None = None
     for name in _same_files(a, b, first, second):
         left, right = _find(first, name), _find(second, name)
-        found = _resampled(left, right, "p50", PERCENTILES["p50"]) if left and right else None
+        found = _resampled(left, right, ["p50"]).get("p50") if left and right else None
         if found is None:
             continue
         by = max(found.ratio.high, 1 / found.ratio.low)
@@ -83,13 +83,11 @@ def latencies(
         return {}, Pair(a=None, b=None, why="the variant was not measured on one side")
     memory = Pair(a=left[-1].peak_rss_bytes, b=right[-1].peak_rss_bytes)
     by = shift.widened_by if shift else 1.0
-    found = {}
-    for name, quantile in PERCENTILES.items():
-        again = bool(measured.rounds)
-        pair = _paired(left, right, name) if again else _resampled(left[0], right[0], name, quantile)
-        if pair is not None:
-            found[name] = _pair(pair, by)
-    return found, memory
+    if measured.rounds:
+        pairs = {name: pair for name in PERCENTILES if (pair := _paired(left, right, name)) is not None}
+    else:
+        pairs = _resampled(left[0], right[0], [*PERCENTILES])
+    return {name: _pair(pair, by) for name, pair in pairs.items()}, memory
 
 
 def _paired(left: Sequence[VariantProfile], right: Sequence[VariantProfile], name: str) -> _Found | None:
@@ -101,12 +99,13 @@ def _paired(left: Sequence[VariantProfile], right: Sequence[VariantProfile], nam
     return None if ratio is None else _Found(statistics.median(theirs), statistics.median(mine), ratio)
 
 
-def _resampled(left: VariantProfile, right: VariantProfile, name: str, quantile: float) -> _Found | None:
-    if None in (_quantile(left, name), _quantile(right, name)):
-        return None
-    ratio = bootstrap_ratio(right.samples_ns, left.samples_ns, quantile)
-    a, b = sample_quantile(left.samples_ns, quantile), sample_quantile(right.samples_ns, quantile)
-    return None if ratio is None else _Found(a, b, ratio)
+def _resampled(left: VariantProfile, right: VariantProfile, names: Sequence[str]) -> dict[str, _Found]:
+    """By percentile, where both sides have enough runs for it."""
+    names = [name for name in names if None not in (_quantile(left, name), _quantile(right, name))]
+    quantiles = [PERCENTILES[name] for name in names]
+    ratios = bootstrap_ratios(right.samples_ns, left.samples_ns, quantiles)
+    sides = [[sample_quantile(one.samples_ns, quantile) for quantile in quantiles] for one in (left, right)]
+    return {name: _Found(*found) for name, *found in zip(names, *sides, ratios, strict=True)} if ratios else {}
 
 
 def _pair(found: _Found, by: float) -> LatencyPair:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from exporter.comparison import Compared, ComparedVariants, LatencyPair, Pair, judged, parse_gates
 from exporter.errors import InputError, UsageError
-from exporter.measure import bootstrap_ratio, paired_ratio
+from exporter.measure import bootstrap_ratio, bootstrap_ratios, paired_ratio
 
 
 def noisy(random: np.random.Generator, count: int, level: float, memory: float) -> list[int]:
@@ -40,6 +40,14 @@ def test_a_series_against_itself_makes_no_difference_and_a_far_one_does() -> Non
     assert (same.ratio, same.verdict) == (1.0, "no difference")
     assert far.ratio == pytest.approx(0.5, rel=1e-3)
     assert far.verdict == "faster"
+
+
+def test_several_quantiles_at_once_are_those_of_one_each() -> None:
+    random = np.random.default_rng(0)
+    series, base = (random.integers(1_000_000, 1_500_000, count).tolist() for count in (400, 700))
+    quantiles = [0.5, 0.9, 0.99]
+    assert bootstrap_ratios(series, base, quantiles) == [bootstrap_ratio(series, base, one) for one in quantiles]
+    assert bootstrap_ratios(series, base[:5], quantiles) == []
 
 
 def test_too_few_runs_or_rounds_give_no_ratio() -> None:
