@@ -47,7 +47,7 @@ def coverage_of(model: Path, scheme: QuantScheme, left: Mapping[str, str] | None
     skipped = []
     eligible = 0
     for node in loaded.graph.node:
-        if node.op_type in (QUANTIZE, DEQUANTIZE, "Constant") or not floats.intersection(node.output):
+        if node.op_type in (QUANTIZE, DEQUANTIZE, "Constant", "Identity") or not floats.intersection(node.output):
             continue
         has_form = node.op_type in with_int8_form
         eligible += has_form

@@ -45,13 +45,23 @@ def _check(key: str, names: Iterable[str], kind: str, known: Sequence[str], hint
 
 
 def one_scale(graph: onnx.GraphProto, scheme: QuantScheme) -> dict[str, list[dict[str, Any]]]:
-    """The weights of `scheme.per_tensor`, which get one scale each: the quantizer's TensorQuantOverrides."""
+    """The weights that get one scale each, in the quantizer's words: those of `scheme.per_tensor`, and some more.
+
+    A ConvTranspose in groups has a scale for each place in a group, and so none for the channels of its bias.
+    """
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
-    found = {name for node in graph.node if node.name in scheme.per_tensor for name in node.input if name in weights}
+    nodes = [node for node in graph.node if node.name in scheme.per_tensor or _biased_groups(node)]
+    found = {name for node in nodes for name in node.input if name in weights}
     return {
         name: [{"quant_type": quant_type(scheme.weights), "symmetric": True, "reduce_range": scheme.reduce_range}]
         for name in sorted(found)
     }
+
+
+def _biased_groups(node: onnx.NodeProto) -> bool:
+    """Whether a node is a ConvTranspose in groups that has a bias."""
+    groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+    return node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2 and bool(node.input[2])
 
 
 def quant_type(name: str) -> Any:

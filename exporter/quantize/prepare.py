@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import StageError, shorten
 from exporter.quantize.equalize import equalize
+from exporter.quantize.gemms import simplify_gemms
+from exporter.quantize.naming import free_name, read_apart, rename_clashing
 from exporter.quantize.opset import raised
-from exporter.quantize.sharing import share_weights
+from exporter.quantize.sharing import separate_weights, share_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 PREPARED = "prepared.onnx"
 SINGLE_FILE_LIMIT = 1_900_000_000
 """Protobuf ends at 2 GB; above this the weights go to a file beside the model."""
-BIAS = 2
-"""Index of a Gemm's bias among its inputs."""
 
 
 def prepare(model: Path, prepared: Path, *, large: bool, equalized: bool = False) -> None:
@@ -85,45 +84,21 @@ def rewrite(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _tidy(path: Path, *, large: bool, equalized: bool) -> None:
-    """Names nodes that have no name, so that each can be left in float, flattens biases and shares equal weights."""
+    """Names nodes without a name, so that each can be left in float, and rewrites what the quantizer gets wrong."""
     import onnx
 
     model = onnx.load(path)
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         if not node.name:
-            node.name = _free_name(f"{node.op_type}_{index}", taken)
+            node.name = free_name(f"{node.op_type}_{index}", taken)
             taken.add(node.name)
-    _flatten_biases(model)
+    rename_clashing(model)
+    read_apart(model)
+    simplify_gemms(model)
+    separate_weights(model)
     if equalized:
         equalize(model)
     # Last: evening out channels changes the weights of one node alone.
     share_weights(model)
     onnx.save(model, path, save_as_external_data=large)
-
-
-def _flatten_biases(model: onnx.ModelProto) -> None:
-    """Gives every Gemm a bias of shape (N,), where a fused MatMul and Add left (1, N).
-
-    Both mean the same to Gemm; onnxruntime's quantizer takes one value a channel from the bias and fails on a row.
-    """
-    from onnx import numpy_helper
-
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type != "Gemm" or len(node.input) <= BIAS or node.input[BIAS] not in initializers:
-            continue
-        bias = initializers[node.input[BIAS]]
-        if len(bias.dims) == 2 and bias.dims[0] == 1:
-            flat = numpy_helper.from_array(
-                numpy_helper.to_array(bias).reshape(-1), _free_name(bias.name, initializers)
-            )
-            initializers[flat.name] = flat
-            model.graph.initializer.append(flat)
-            node.input[BIAS] = flat.name
-
-
-def _free_name(name: str, taken: Container[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name

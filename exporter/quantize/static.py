@@ -12,9 +12,11 @@ from exporter.artifacts import Coverage, QuantScheme
 from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.biases import clipped_biases, widen_scales
 from exporter.quantize.correcting import correct_biases
-from exporter.quantize.coverage import MASKED, OVERFLOW, coverage_of, quantizable_ops
+from exporter.quantize.coverage import OVERFLOW, coverage_of, quantizable_ops
 from exporter.quantize.details import check_names, one_scale, quant_type
 from exporter.quantize.float_results import release_results
+from exporter.quantize.kept import kept_in_float
+from exporter.quantize.naming import sort_nodes
 from exporter.quantize.opset import PER_CHANNEL_OPSET, opset_of
 from exporter.quantize.prepare import PREPARED, external_size, prepare_float, rewrite
 from exporter.quantize.states import States, load_states, merged, save_states
@@ -121,7 +123,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
     model = onnx.load(prepared, load_external_data=False)
     _check_opset(model, scheme)
     check_names(model.graph, scheme, states)
-    left = dict.fromkeys(_masked_nodes(model.graph, states), MASKED)
+    left = kept_in_float(model.graph, states, scheme)
     single = one_scale(model.graph, scheme)
     _quantize(prepared, states, output, scheme, single, left)
     if overflowing := _mend_biases(prepared, output):
@@ -145,11 +147,12 @@ def _mend_biases(prepared: Path, output: Path) -> list[str]:
 
 
 def _release(prepared: Path, output: Path) -> None:
-    """Leaves results in float that nothing in int8 reads."""
+    """Leaves results in float that nothing in int8 reads, and nodes in an order that can be run."""
     import onnx
 
     model = onnx.load(output)
-    if release_results(model, onnx.load(prepared, load_external_data=False)):
+    released = release_results(model, onnx.load(prepared, load_external_data=False))
+    if sort_nodes(model.graph) or released:
         rewrite(model, output)
 
 
@@ -198,12 +201,6 @@ def _quantize(
                 why=shorten(f"{type(error).__name__}: {error}"),
                 hint="`-v` shows the library's log; `--set quantize.enabled=false` builds the float variant alone",
             ) from error
-
-
-def _masked_nodes(graph: onnx.GraphProto, states: States) -> list[str]:
-    """Nodes that take or make masked values: no 8-bit range holds a mask and what it masks."""
-    tensors = {name for name, halves in states.items() if any(half.masked for half in halves)}
-    return [node.name for node in graph.node if tensors.intersection((*node.input, *node.output))]
 
 
 def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:

@@ -1,0 +1,59 @@
+"""Nodes that must stay float because onnxruntime's quantizer would make something else of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.quantize.coverage import MASKED
+from exporter.quantize.gemms import unfit_gemms
+from exporter.quantize.states import States, merged
+
+if TYPE_CHECKING:
+    import onnx
+
+    from exporter.artifacts import QuantScheme
+
+BOUNDS = "8-bit ranges hold zero, and its bounds do not"
+COMPUTED = "its bounds are computed at run time"
+DEAD = "it gave nothing but zeros on the calibration data, of which no range can be made"
+ODD_BIAS = "its bias is not one value a channel"
+
+
+def kept_in_float(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -> dict[str, str]:
+    """Names of nodes to leave alone, and why.
+
+    The quantizer removes a Relu or Clip behind an int8 node and has the range of its result do the clipping. A range
+    of 8 bits holds zero, is known in advance, and is anything at all where only zeros were seen.
+
+    Args:
+        graph: the prepared float graph.
+        states: what its tensors looked like.
+        scheme: types of activations.
+    """
+    kept = dict.fromkeys(unfit_gemms(graph), ODD_BIAS)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Clip" and (reason := _unfit(node, constants)):
+            kept[node.name] = reason
+        elif node.op_type in ("Relu", "Clip") and not (node.op_type == "Relu" and scheme.activations == "uint8"):
+            name = node.output[0]
+            seen = merged(states[name]) if name in states else None
+            if seen is not None and seen.values and not any(seen.range(scheme.observers.get(name, scheme.observer))):
+                kept[node.name] = DEAD
+    # No 8-bit range holds a mask and what it masks.
+    masked = {name for name, halves in states.items() if any(half.masked for half in halves)}
+    reached = (node.name for node in graph.node if masked.intersection((*node.input, *node.output)))
+    return kept | dict.fromkeys(reached, MASKED)
+
+
+def _unfit(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> str | None:
+    """Why a range cannot do what a Clip does; None where it can."""
+    from onnx import numpy_helper
+
+    bounds = {attribute.name: attribute.f for attribute in node.attribute if attribute.name in ("min", "max")}
+    for name, given in zip(("min", "max"), node.input[1:], strict=False):
+        if given and given not in constants:
+            return COMPUTED
+        if given:
+            bounds[name] = float(numpy_helper.to_array(constants[given]).reshape(-1)[0])
+    return None if bounds.get("min", 0.0) <= 0 <= bounds.get("max", 0.0) else BOUNDS

@@ -1,0 +1,272 @@
+"""Models that onnxruntime's quantizer makes something else of, or fails on: int8 answers like float all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.artifacts import Coverage, QuantScheme
+from exporter.quantize import decibels, quantize_static
+
+WIDTH = 16
+SCHEME = QuantScheme(reduce_range=True)  # Seven-bit weights, whose sums saturate on no CPU.
+Arrays = dict[str, NDArray[Any]]
+
+
+def values(seed: int, *shape: int, spread: float = 0.0) -> NDArray[Any]:
+    """Normal values; `spread` makes rows of very different ranges."""
+    rng = np.random.default_rng(seed)
+    rows = np.exp(spread * rng.normal(size=(shape[0], *[1] * (len(shape) - 1)))) if spread else 1.0
+    return np.asarray(rng.normal(size=shape) * rows, np.float32)
+
+
+def net(
+    nodes: list[Any],
+    weights: Mapping[str, Any],
+    *,
+    inputs: tuple[str, ...] = ("x",),
+    outputs: tuple[str, ...] = ("y",),
+    batch: str | int = "batch",
+    sample: tuple[int, ...] = (WIDTH,),
+) -> Any:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *sample]) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def answers(path: Path, feed: Arrays, *, fused: bool) -> list[NDArray[Any]]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if fused else "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [np.asarray(result) for result in session.run(None, feed)]
+
+
+def compared(folder: Path, model: Any, scheme: QuantScheme = SCHEME) -> tuple[float, Coverage]:
+    """Worst SQNR of any output, by the int8 kernels and by what ONNX says of the file, and the coverage."""
+    onnx.save(model, folder / "float.onnx")
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    shapes = {name: [dim.dim_value or 32 for dim in shape] for name, shape in dims.items()}
+    feed = {name: values(index, *shape) for index, (name, shape) in enumerate(shapes.items())}
+    (folder / "out").mkdir()
+    output = folder / "out" / "model.onnx"
+    coverage = quantize_static(
+        folder / "float.onnx", output, scheme=scheme, batches=lambda: [feed], progress=lambda _: None
+    )
+    onnx.checker.check_model(onnx.load(output), full_check=True)
+    expected = answers(folder / "float.onnx", feed, fused=True)
+    found = [
+        decibels(float(np.square(one).sum()), float(np.square(one - other).sum()))
+        for fused in (True, False)
+        for one, other in zip(expected, answers(output, feed, fused=fused), strict=True)
+    ]
+    return min(np.inf if one is None else one for one in found), coverage
+
+
+def gemms(bias: NDArray[Any], **attributes: float) -> list[Any]:
+    return [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"], name="first", **attributes),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "v"], ["y"], name="second"),
+    ]
+
+
+@pytest.mark.parametrize("attributes", [{"beta": 0.1}, {"alpha": 0.5, "beta": 2.0}, {"beta": 0.0}])
+def test_factors_of_a_gemm_go_into_its_weights_and_bias(tmp_path: Path, attributes: dict[str, float]) -> None:
+    bias = 5 * values(2, WIDTH)
+    weights = {"w": values(1, WIDTH, WIDTH), "b": bias, "v": values(3, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(gemms(bias, **attributes), weights))
+    assert decibel > 30
+    assert coverage.quantized_ops == {"Gemm": 2}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, WIDTH)])
+def test_a_bias_that_is_one_for_all_rows_becomes_one_value_a_column(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    bias = np.asarray(np.random.default_rng(2).normal(size=shape), np.float32)
+    weights = {"w": values(1, WIDTH, WIDTH), "b": bias, "v": values(3, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(gemms(bias), weights))
+    assert decibel > 30
+    assert coverage.quantized_ops == {"Gemm": 2}
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, WIDTH)])
+def test_a_gemm_with_a_bias_of_its_own_for_each_row_stays_float(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    weights = {"w": values(1, WIDTH, WIDTH), "b": values(2, *shape), "v": values(3, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(gemms(weights["b"]), weights, batch=4))
+    assert decibel > 30
+    assert {one.node: one.reason for one in coverage.skipped}["first"] == "its bias is not one value a channel"
+
+
+def test_a_computed_bias_keeps_its_factor(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "x"], ["a"], name="first", beta=3.0),
+        helper.make_node("Relu", ["a"], ["y"], name="relu"),
+    ]
+    assert compared(tmp_path, net(nodes, {"w": values(1, WIDTH, WIDTH)}))[0] > 25
+
+
+@pytest.mark.parametrize("name", ["w_scale", "w_zero_point", "w_quantized", "x_scale", "w_DequantizeLinear_Output"])
+def test_names_that_the_quantizer_would_give_are_free(tmp_path: Path, name: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        helper.make_node("Mul", ["a", name], ["y"], name="scaled"),
+    ]
+    assert compared(tmp_path, net(nodes, {"w": values(1, WIDTH, WIDTH), name: values(2, WIDTH)}))[0] > 28
+
+
+def test_inputs_and_outputs_keep_names_that_the_quantizer_would_give(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Mul", ["a", "x_scale"], ["m"], name="scaled"),
+        helper.make_node("Gemm", ["m", "v"], ["y"], name="second"),
+        helper.make_node("Relu", ["y"], ["y_scale"], name="relu"),
+    ]
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(2, WIDTH, WIDTH)}
+    model = net(nodes, weights, inputs=("x", "x_scale"), outputs=("y", "y_scale"))
+    decibel, coverage = compared(tmp_path, model)
+    assert decibel > 28
+    assert coverage.quantized_ops["Gemm"] == 2
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["x", "x_scale", "y", "y_scale"]
+
+
+def test_an_input_that_is_an_output_too_is_handed_out_as_it_is(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["y"])]
+    decibel, coverage = compared(tmp_path, net(nodes, {"w": values(1, WIDTH, WIDTH)}, outputs=("y", "x")))
+    assert decibel > 28
+    assert coverage.quantized_ops["Gemm"] == 1
+
+
+def test_a_graph_inside_of_a_node_reads_what_a_clipping_reads(tmp_path: Path) -> None:
+    def branch(op: str) -> Any:
+        node = helper.make_node(op, ["a"], [f"{op}_y"], name=op)
+        return helper.make_graph([node], op, [], [helper.make_tensor_value_info(f"{op}_y", TensorProto.FLOAT, None)])
+
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "v", "b"], ["z"], name="second"),
+        helper.make_node("ReduceSum", ["x"], ["s"], name="sum", keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"], name="greater"),
+        helper.make_node("If", ["c"], ["k"], name="if", then_branch=branch("Neg"), else_branch=branch("Abs")),
+        helper.make_node("Add", ["z", "k"], ["y"], name="add"),
+    ]
+    weights = {"w": values(1, WIDTH, WIDTH), "b": values(2, WIDTH), "v": values(3, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(nodes, weights | {"zero": np.float32(0)}))
+    assert decibel > 28
+    assert coverage.quantized_ops["Gemm"] == 2
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_weights_have_scales_for_each_way_of_reading_them(tmp_path: Path, copied: bool) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "v" if copied else "w", "b"], ["y"], name="second", transB=1),
+    ]
+    tied = values(1, WIDTH, WIDTH, spread=2)
+    weights = {"w": tied, "b": values(2, WIDTH)} | ({"v": tied.copy()} if copied else {})
+    decibel, coverage = compared(tmp_path, net(nodes, weights))
+    assert decibel > 28
+    assert coverage.quantized_ops["Gemm"] == 2
+
+
+def test_a_table_that_is_looked_up_may_be_weights_too(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["place"], name="place", axis=1, keepdims=0),
+        helper.make_node("Gather", ["w", "place"], ["row"], name="look"),
+        helper.make_node("Gemm", ["row", "v", "c"], ["l"], name="first"),
+        helper.make_node("Add", ["x", "l"], ["a"], name="add"),
+        helper.make_node("Gemm", ["a", "w", "b"], ["z"], name="second", transB=1),
+        helper.make_node("Relu", ["z"], ["y"], name="relu"),
+    ]
+    weights = {"w": values(1, 50, WIDTH), "b": values(2, 50)}
+    weights |= {"v": values(3, WIDTH, WIDTH), "c": values(4, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(nodes, weights))
+    assert decibel > 28
+    assert coverage.quantized_ops["Gemm"] == 2
+
+
+def test_convolutions_of_both_directions_may_share_weights(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("ConvTranspose", ["r", "w", "b"], ["y"], name="second"),
+    ]
+    weights = {"w": values(1, 8, 8, 3, 3, spread=2), "b": values(2, 8)}
+    assert compared(tmp_path, net(nodes, weights, sample=(8, 10, 10)))[0] > 25
+
+
+def test_a_transposed_convolution_in_groups_may_have_a_bias(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], name="first", group=2)]
+    weights = {"w": values(1, 8, 4, 3, 3), "b": values(2, 8)}
+    decibel, coverage = compared(tmp_path, net(nodes, weights, sample=(8, 10, 10)))
+    assert decibel > 28
+    assert coverage.quantized_ops == {"ConvTranspose": 1}
+
+
+def clipped(bounds: list[str]) -> list[Any]:
+    return [
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Clip", ["a", *bounds], ["c"], name="clip"),
+        helper.make_node("Gemm", ["c", "v"], ["y"], name="second"),
+    ]
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 6.0), (-6.0, -2.0), (None, -2.0)])
+def test_a_clip_whose_bounds_leave_out_zero_stays(tmp_path: Path, low: float | None, high: float) -> None:
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(3, WIDTH, WIDTH), "high": np.float32(high)}
+    weights |= {} if low is None else {"low": np.asarray(low, np.float32)}
+    decibel, coverage = compared(tmp_path, net(clipped(["" if low is None else "low", "high"]), weights))
+    assert decibel > 28
+    assert [(one.node, one.reason) for one in coverage.skipped] == [
+        ("clip", "8-bit ranges hold zero, and its bounds do not")
+    ]
+
+
+def test_a_clip_whose_bounds_are_computed_stays(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ReduceMean", ["x"], ["low"], name="mean", keepdims=0), *clipped(["low"])]
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(3, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(nodes, weights))
+    assert decibel > 25
+    assert {one.node: one.reason for one in coverage.skipped}["clip"] == "its bounds are computed at run time"
+
+
+def test_a_clip_that_a_range_can_do_becomes_one(tmp_path: Path) -> None:
+    weights = {
+        "w": values(1, WIDTH, WIDTH),
+        "v": values(3, WIDTH, WIDTH),
+        "low": np.float32(0),
+        "high": np.float32(6),
+    }
+    decibel, coverage = compared(tmp_path, net(clipped(["low", "high"]), weights))
+    assert decibel > 28
+    assert coverage.quantized_ops == {"Gemm": 2}
+
+
+def test_a_relu_that_gives_nothing_but_zeros_stays_where_no_range_begins_at_zero(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"], name="dead"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "v"], ["q"], name="second"),
+        helper.make_node("Gemm", ["x", "v"], ["p"], name="third"),
+        helper.make_node("Add", ["q", "p"], ["y"], name="add"),
+    ]
+    weights = {"w": values(1, WIDTH, WIDTH) / 10, "b": values(2, WIDTH) - 20, "v": values(3, WIDTH, WIDTH)}
+    scheme = QuantScheme(activations="int8", reduce_range=True)
+    decibel, coverage = compared(tmp_path, net(nodes, weights), scheme)
+    assert decibel > 28
+    assert [one.node for one in coverage.skipped] == ["relu"]
