@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from exporter.compress.counting import compressed_bytes, count_macs, measure_cost, share_of_macs
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
+    from exporter.compress.sharing import check_sharing
     from exporter.compress.structure import (
         LowRank,
         Sparse,
@@ -41,6 +42,7 @@ __all__ = [
     "Widths",
     "apply_structure",
     "batch_norms",
+    "check_sharing",
     "compressed_bytes",
     "count_macs",
     "distil",
@@ -74,6 +76,7 @@ _LATE = {
     "measure_cost": "counting",
     "share_of_macs": "counting",
     "batch_norms": "norms",
+    "check_sharing": "sharing",
     "reestimate_norms": "norms",
     "LowRank": "structure",
     "Structure": "structure",

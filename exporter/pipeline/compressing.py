@@ -125,6 +125,7 @@ class Compressing:
 
         def build(folder: Path) -> None:
             made = self._made(step, model, label, unfinished)
+            made.notes += self._sharing(step, model, made)
             write_model(folder, made.module.state_dict(), made.structure)
             (folder / "notes.json").write_bytes(canonical(made.notes))
 
@@ -138,6 +139,15 @@ class Compressing:
             composition=None if isinstance(step, DistilStep) and step.fresh else model.composition,
         )
         return after, load_json(stored.folder / "notes.json", tuple[str, ...])
+
+    def _sharing(self, step: CompressStep, model: TorchModel, made: Made) -> tuple[str, ...]:
+        """What the user should know of weights that members share; a fresh student has no members."""
+        if model.composition is None or (isinstance(step, DistilStep) and step.fresh):
+            return ()
+        from exporter.compress import check_sharing
+
+        whole = self.models.prepared(model, self.inputs).flat.inner
+        return check_sharing(whole, made.module, f'[[compress.steps]] method = "{_method(step)}"')
 
     def _made(self, step: CompressStep, model: TorchModel, label: str, unfinished: Path) -> Made:
         module = self.models.prepared(model, self.inputs).flat.inner

@@ -138,4 +138,12 @@ class Rework:
             return Reworked(trained=trained, final=trained, history=(*steps, *history))
         trained, history = merging.run(members)
         final, entry = merging.compressed(smaller, self.models.outputs(trained, inputs))
+        entry = msgspec.structs.replace(entry, notes=(*entry.notes, *self._sharing(trained, final, inputs)))
         return Reworked(trained=trained, final=final, history=(*history, *steps, entry))
+
+    def _sharing(self, whole: TorchModel, smaller: TorchModel, inputs: Inputs) -> tuple[str, ...]:
+        from exporter.compress import check_sharing
+
+        before = self.models.prepared(whole, inputs).flat.inner
+        after = self.models.prepared(smaller, inputs).flat.inner
+        return check_sharing(before, after, '[merge] order = "compress-first"')

@@ -135,6 +135,14 @@ def test_heads_on_one_trunk_are_one_small_file_that_gives_what_each_head_gives(
     assert [entry["role"] for entry in document["history"]] == ["member", "member", "member", "merged"]
 
 
+@pytest.mark.parametrize("order", ["", 'order = "compress-first"\n'])
+def test_a_trunk_that_would_be_taught_in_each_head_apart_is_refused(shared: Workplace, order: str) -> None:
+    step = '[[compress.steps]]\nmethod = "distil"\nlabels = "y"\nepochs = 30\nhard = 1.0\nbatch_size = 8\n'
+    step = f"[gate]\nmax_relative_loss = 1.0\n{step}"
+    file = plan(shared, f'method = "stack"\n{order}' + members("a", "b"), extra=step)
+    refused(shared.run("build", file), 3, "changed in each of them apart", "values before")
+
+
 def test_a_chain_feeds_one_members_output_to_another(shared: Workplace) -> None:
     chain = (
         'method = "stack"\nexpose = ["encoder.features"]\n'
