@@ -338,7 +338,8 @@ class Alternative(Value, frozen=True, kw_only=True):
         metric: value of the plan's metric; None without labels.
         sqnr_db: of its worst output against the alternative's own trained model; None where it is exact.
         size: bytes of the file.
-        packed_bytes: the same in a packed bundle, where weights were pruned; it then counts instead of `size`.
+        packed_bytes: the same in a packed bundle, where weights of some alternative were pruned; it then counts for
+            all instead of `size`.
         latency_ms: median; None where it was not measured.
         pareto: no other file of this target is as good in every respect and better in one.
         bundle: folder of the bundle.
@@ -356,11 +357,6 @@ class Alternative(Value, frozen=True, kw_only=True):
     pareto: bool = False
     bundle: str | None = None
     failure: str | None = None
-
-    @property
-    def counted_size(self) -> int | None:
-        """What the Pareto front goes by: zeros are worth nothing in a file, and much in a packed one."""
-        return self.size if self.packed_bytes is None else self.packed_bytes
 
 
 class Tolerance(Value, frozen=True, kw_only=True):

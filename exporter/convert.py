@@ -104,7 +104,9 @@ def _convert(value: object, hint: Any, where: str, problems: list[str], base: Pa
     try:
         return msgspec.convert(value, hint, dec_hook=lambda kind, item: _path(kind, item, base))
     except msgspec.ValidationError as error:
-        problems.append(f"{where}: {_words(str(error), hint)} (got {shorten(repr(value), 80)})")
+        words = [one for one in _literals(hint) if isinstance(one, str)] if isinstance(value, str) else []
+        near = closest(str(value), words)
+        problems.append(f"{where}: {_words(str(error), hint)} (got {shorten(repr(value), 80)}){near}")
         return None
 
 

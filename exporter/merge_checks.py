@@ -8,13 +8,23 @@ from typing import Any
 
 import msgspec
 
-from exporter.plan_types import CompressPlan, MergeModelPlan, MergePlan, ModelPlan
+from exporter.plan_types import (
+    CompressPlan,
+    DistilStep,
+    LowRankStep,
+    MergeModelPlan,
+    MergePlan,
+    ModelPlan,
+    PruneChannelsStep,
+)
 
 COMPOSED = ("stack", "fuse")
 """Methods that keep every member in the graph."""
 FREE = (*COMPOSED, "transfer")
 """Methods whose members may have different architectures."""
 NEEDS_BASE = ("task-arithmetic", "ties", "dare")
+RESHAPING = {PruneChannelsStep: "prune-channels", LowRankStep: "low-rank"}
+"""Steps of [compress] after which weights at one place of two models stand for different things."""
 KNOWING = ("fisher", "regmean")
 """Methods that look at what members do with the calibration inputs."""
 COMMON = ("method", "models", "base", "norms", "order", "accept")
@@ -59,10 +69,7 @@ def check_merge(
     """Names what the method of a merge lacks or does not read, and models that tables could not tell apart."""
     if merge is None or model is None:
         return
-    if merge.order == "compress-first" and compress is None:
-        problems.append("merge.order: 'compress-first' does the steps of [compress] on each model; there are none")
-    if merge.order == "compress-first" and compress is not None and compress.save is not None:
-        problems.append("compress.save: 'compress-first' leaves several compressed models, and there is one folder")
+    _check_order(merge, compress, problems)
     labels = [member.label for member in merge.models]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         problems.append(f"merge.models: {', '.join(map(repr, twice))} names two of them: give each a `name`")
@@ -73,6 +80,30 @@ def check_merge(
         _check_transfer(merge, problems)
     else:
         _check_weights(merge, model, problems)
+
+
+def _check_order(merge: MergePlan, compress: CompressPlan | None, problems: list[str]) -> None:
+    """Names steps of [compress] that cannot come before, or after, what the method does."""
+    if merge.order == "compress-first" and compress is None:
+        problems.append("merge.order: 'compress-first' does the steps of [compress] on each model; there are none")
+    if compress is None:
+        return
+    if merge.order == "compress-first" and compress.save is not None:
+        problems.append("compress.save: 'compress-first' leaves several compressed models, and there is one folder")
+    if merge.order == "compress-first" and merge.method not in FREE:
+        problems.extend(
+            f"merge.order: 'compress-first' with '{RESHAPING[type(step)]}' leaves each model other channels or "
+            'factors, whose weights have nothing to do with each other: merge first, or keep all (`method = "stack"`)'
+            for step in compress.steps
+            if type(step) in RESHAPING
+        )
+    if merge.order == "merge-first" and merge.method == "fuse" and merge.by != "mean":
+        problems.extend(
+            f"compress.steps[{index}].loss: 'kl' takes a softmax, and `by = \"{merge.by}\"` has taken one already: "
+            'set `loss = "mse"`, or fuse by `mean`'
+            for index, step in enumerate(compress.steps)
+            if isinstance(step, DistilStep) and step.loss == "kl"
+        )
 
 
 def _check_read(merge: MergePlan, problems: list[str]) -> None:
@@ -128,6 +159,8 @@ def _check_composed(merge: MergePlan, model: ModelPlan, problems: list[str]) -> 
     if model.weights is not None:
         problems.append(f"model.weights: '{merge.method}' takes each model's own: give them in [[merge.models]]")
     for index, member in enumerate(merge.models):
+        if twice := sorted({name for name in member.outputs if member.outputs.count(name) > 1}):
+            problems.append(f"merge.models[{index}].outputs: two outputs are called {', '.join(map(repr, twice))}")
         if not LABEL.fullmatch(member.label):
             problems.append(
                 f"merge.models[{index}].name: {member.label!r} cannot start the name of an output (letters, digits, "

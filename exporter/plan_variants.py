@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -43,4 +44,22 @@ def split_variants(tables: Tables, problems: list[str]) -> tuple[Tables, dict[st
                 problems.append(f"variants[{index}].{key}: unknown key{closest(key, ['name', *SECTIONS])}")
         own = {section: one[section] for section in SECTIONS if section in one}
         found[name] = deep_merge(rest, own)
+    _check_folders(found, problems)
     return rest, found
+
+
+def _check_folders(found: Mapping[str, Tables], problems: list[str]) -> None:
+    """No two alternatives leave their compressed model in one folder: the last would be all that is left."""
+    folders: dict[str, str] = {}
+    for name, tables in found.items():
+        compress = tables.get("compress")
+        folder = compress.get("save") if isinstance(compress, Mapping) else None
+        if not isinstance(folder, str):
+            continue
+        place = posixpath.normpath(folder)
+        if place in folders:
+            problems.append(
+                f"compress.save: alternatives '{folders[place]}' and '{name}' would both leave their model in "
+                f"'{folder}': give each a `save` of its own, under [variants.compress]"
+            )
+        folders.setdefault(place, name)

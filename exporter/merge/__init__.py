@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from exporter.merge.merging import Recipe, greedy_soup, merge_states
     from exporter.merge.onnx_stack import OnnxPart, stack_onnx
     from exporter.merge.searching import Found, search
-    from exporter.merge.states import LoadedState, State, check_alike, distances, open_states, strangers
+    from exporter.merge.states import (
+        LoadedState,
+        State,
+        TiedState,
+        check_alike,
+        distances,
+        open_states,
+        strangers,
+        tied_names,
+    )
     from exporter.merge.statistics import fisher_information, grams
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "Recipe",
     "State",
     "Teacher",
+    "TiedState",
     "check_alike",
     "distances",
     "fisher_information",
@@ -40,6 +50,7 @@ __all__ = [
     "search",
     "stack_onnx",
     "strangers",
+    "tied_names",
 ]
 
 _LATE = {

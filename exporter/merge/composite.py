@@ -156,5 +156,11 @@ def _fused(given: Mapping[str, Sequence[str]], values: Mapping[str, Tensor], fus
 
 
 def _attribute(label: str) -> str:
-    """A name that no attribute of a module has."""
-    return f"{label}_" if hasattr(nn.Module, label) or label in ("training",) else label
+    """A name that no attribute of a module has; other labels have other names."""
+    stem = label.rstrip("_")
+    # Longer twins move as well, so that the place that this one takes is free: `train` and `train_`.
+    taken = any(hasattr(_EMPTY, stem + "_" * count) for count in range(len(label) - len(stem) + 1))
+    return f"{label}_" if taken else label
+
+
+_EMPTY = nn.Module()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
 from typing import Literal
 
 import torch
@@ -15,6 +17,8 @@ By = Literal["mean", "probabilities", "vote", "max", "learned"]
 FILL = -1e4
 """A logit that softmax makes zero, at any temperature that is used."""
 ROUNDS = 500
+LARGEST_COUNT = 2048
+"""Up to here float16 has every whole number."""
 
 
 class Fusion(Value, frozen=True, kw_only=True):
@@ -38,6 +42,20 @@ class Fusion(Value, frozen=True, kw_only=True):
         own = self.classes[member] if self.classes else ()
         return tuple(own.index(one) if one in own else len(own) for one in range(self.total)) if own else ()
 
+    def shares(self) -> tuple[tuple[float, ...], float]:
+        """What each member is multiplied by, and what their sum is then multiplied by.
+
+        Votes are counted in whole numbers, which sums keep: a tie is one, whatever the weights.
+        """
+        if self.by != "vote":
+            return tuple(weight / sum(self.weights) for weight in self.weights), 1.0
+        exact = [Fraction(repr(float(weight))) for weight in self.weights]
+        whole = lcm(*(weight.denominator for weight in exact))
+        counts = [float(weight * whole) for weight in exact]
+        if sum(counts) > LARGEST_COUNT:
+            return tuple(weight / sum(self.weights) for weight in self.weights), 1.0
+        return tuple(counts), 1 / sum(counts)
+
 
 def fuse(outputs: Sequence[Tensor], fusion: Fusion) -> Tensor:
     """One tensor out of those of several models.
@@ -54,9 +72,12 @@ def fuse(outputs: Sequence[Tensor], fusion: Fusion) -> Tensor:
     """
     parts = []
     for index, output in enumerate(outputs):
-        own = _kind(output, fusion)
+        if not output.is_floating_point():
+            raise no_numbers(str(output.dtype))
         places = fusion.places(index)
-        parts.append(placed(own, places, len(fusion.classes[index]), 0.0) if places else own)
+        axis = -1 if fusion.by == "mean" else class_axis(output.shape, lone=bool(places))
+        own = _kind(output, fusion, axis)
+        parts.append(placed(own, places, len(fusion.classes[index]), 0.0, axis) if places else own)
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1 or len({part.dim() for part in parts}) > 1:
         raise ModelError(
@@ -67,14 +88,48 @@ def fuse(outputs: Sequence[Tensor], fusion: Fusion) -> Tensor:
         )
     if fusion.by == "max":
         return torch.stack(parts).amax(0)
-    total = sum(fusion.weights)
-    result = parts[0] * (fusion.weights[0] / total)
-    for part, weight in zip(parts[1:], fusion.weights[1:], strict=True):
-        result = result + part * (weight / total)
-    return result
+    shares, scale = fusion.shares()
+    result = parts[0] * shares[0]
+    for part, share in zip(parts[1:], shares[1:], strict=True):
+        result = result + part * share
+    return result * scale if scale != 1 else result
 
 
-def placed(values: Tensor, places: Sequence[int], count: int, fill: float) -> Tensor:
+def class_axis(
+    shape: Sequence[object], *, where: str = "[merge] by", instead: str = '`by = "mean"`', lone: bool = False
+) -> int:
+    """The axis that classes stand on: the last of [N, C] and [N, T, C], the second of [N, C, H, W].
+
+    Args:
+        shape: of an output, the batch first.
+        where: said when there are no classes.
+        instead: what to take then.
+        lone: one class alone is meant: it has a place among others.
+
+    Raises:
+        ModelError: there is no such axis, or it has one place: a softmax over it says nothing.
+    """
+    axis = 1 if len(shape) > 3 else len(shape) - 1
+    if axis < 1 or (shape[axis] == 1 and not lone):
+        raise ModelError(
+            "an output tells no classes apart, and a softmax over it says nothing",
+            where=where,
+            why=f"its shape is [{', '.join(map(str, shape))}]",
+            hint=f"take {instead}",
+        )
+    return axis
+
+
+def no_numbers(kind: str) -> ModelError:
+    """Why classes that a model has already chosen are not fused."""
+    return ModelError(
+        f"outputs of {kind} cannot be fused: they are no numbers that have a mean, nor logits",
+        where="[[merge.models]]",
+        hint='let forward() return the logits that they are chosen by, or keep them apart (`method = "stack"`)',
+    )
+
+
+def placed(values: Tensor, places: Sequence[int], count: int, fill: float, axis: int = -1) -> Tensor:
     """Columns of a member's classes at their places among all classes; the others hold `fill`.
 
     Args:
@@ -82,16 +137,18 @@ def placed(values: Tensor, places: Sequence[int], count: int, fill: float) -> Te
         places: see `Fusion.places`.
         count: of classes that the member knows.
         fill: for classes that it does not know.
+        axis: that its classes stand on.
 
     Raises:
         ModelError: the member has another number of outputs.
     """
-    if values.shape[-1] != count:
+    if values.shape[axis] != count:
         raise ModelError(
-            f"a model with {values.shape[-1]} outputs was given {count} classes", where="[[merge.models]] classes"
+            f"a model with {values.shape[axis]} outputs was given {count} classes", where="[[merge.models]] classes"
         )
-    missing = torch.full_like(values[..., :1], fill)
-    return torch.cat([values, missing], -1)[..., torch.tensor(list(places), device=values.device)]
+    missing = torch.full_like(values.narrow(axis, 0, 1), fill)
+    places_of = torch.tensor(list(places), device=values.device)
+    return torch.cat([values, missing], axis).index_select(axis, places_of)
 
 
 class Teacher(nn.Module):
@@ -134,9 +191,10 @@ def learn_weights(probabilities: Sequence[Tensor], labels: Tensor) -> tuple[floa
     return tuple(float(weight) for weight in weights[:, 0])
 
 
-def _kind(output: Tensor, fusion: Fusion) -> Tensor:
+def _kind(output: Tensor, fusion: Fusion, axis: int) -> Tensor:
     if fusion.by == "mean":
         return output
     if fusion.by == "vote":
-        return torch.nn.functional.one_hot(output.argmax(-1), output.shape[-1]).to(output.dtype)
-    return torch.softmax(output, -1)
+        chosen = torch.nn.functional.one_hot(output.argmax(axis), output.shape[axis])
+        return chosen.movedim(-1, axis).to(output.dtype)
+    return torch.softmax(output, axis)

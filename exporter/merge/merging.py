@@ -66,26 +66,39 @@ def merge_states(
     for name in names:
         if name in merged:
             continue
-        tensors = [check_finite(name, label, state.get(name)) for label, state in models.items()]
+        tensors = [state.get(name) for state in models.values()]
         kind = tensors[0].dtype
+        start = None if base is None else base.get(name)
+        variance = name.removesuffix(MEAN) + VARIANCE
+        paired = name.endswith(MEAN) and variance in names
+        others = [*tensors[1:], *([] if start is None else [start])]
+        if not paired and all(_equal(tensors[0], other) for other in others):
+            merged[name] = tensors[0].clone()  # Also a mask of -inf, which all share.
+            continue
+        for label, tensor in zip(labels, tensors, strict=True):
+            check_finite(name, label, tensor)
+            if tensor.is_floating_point() != tensors[0].is_floating_point():
+                raise ModelError(
+                    f"'{labels[0]}' has {kind} values where '{label}' has {tensor.dtype}", where=f"tensor {name}"
+                )
         if not tensors[0].is_floating_point():
             merged[name] = _discrete(name, labels, tensors)
             continue
         floats = [tensor.float() for tensor in tensors]
-        variance = name.removesuffix(MEAN) + VARIANCE
-        if name.endswith(MEAN) and variance in names:
+        if paired:
             variances = [
                 check_finite(variance, label, state.get(variance)).float() for label, state in models.items()
             ]
-            mean, spread = methods.statistics(floats, variances, shares)
+            parts = [1 - recipe.position, recipe.position] if recipe.method == "slerp" else shares
+            mean, spread = methods.statistics(floats, variances, parts)
             merged[name], merged[variance] = mean.to(kind), spread.to(kind)
             continue
         if knowledge is not None and all(name in set(known.names()) for known in knowledge.values()):
             known_of = [knowledge[label].get(name) for label in labels]
             merged[name] = KNOWING[recipe.method](floats, known_of, shares).to(kind)
             continue
-        start = None if base is None else check_finite(name, "base", base.get(name)).float()
-        merged[name] = _continuous(recipe, floats, shares, start, random).to(kind)
+        origin = None if start is None else check_finite(name, "base", start).float()
+        merged[name] = _continuous(recipe, floats, shares, origin, random).to(kind)
     return {name: merged[name] for name in names}
 
 
@@ -107,6 +120,10 @@ def _continuous(
     raise ValueError(f"no method is called '{recipe.method}'")
 
 
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
 def _discrete(name: str, labels: list[str], tensors: list[Tensor]) -> Tensor:
     if name.endswith("num_batches_tracked"):
         return torch.stack(tensors).amax(0)
@@ -121,24 +138,24 @@ def _discrete(name: str, labels: list[str], tensors: list[Tensor]) -> Tensor:
 
 
 def greedy_soup(
-    models: Mapping[str, State], score: Callable[[Mapping[str, Tensor]], float]
+    models: Mapping[str, State], score: Callable[[Mapping[str, Tensor], int], float]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Adds models to the mean, best first, while the score does not fall (greedy soup, arXiv 2203.05482).
 
     Args:
         models: candidates by name.
-        score: higher is better; called with a state dict.
+        score: higher is better; called with a state dict and the number of models in it.
 
     Returns:
         The state dict of the soup, and the names that went into it.
     """
     check_alike(models)
-    alone = {label: score({name: state.get(name) for name in state.names()}) for label, state in models.items()}
+    alone = {label: score({name: state.get(name) for name in state.names()}, 1) for label, state in models.items()}
     order = sorted(models, key=lambda label: -alone[label])
     chosen, best = [order[0]], alone[order[0]]
     soup = merge_states({order[0]: models[order[0]]}, Recipe())
     for label in order[1:]:
         candidate = merge_states({one: models[one] for one in [*chosen, label]}, Recipe())
-        if (reached := score(candidate)) >= best:
+        if (reached := score(candidate, len(chosen) + 1)) >= best:
             chosen, best, soup = [*chosen, label], reached, candidate
     return soup, tuple(chosen)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 PARALLEL = 0.9995
 """Cosine above which a great circle is a straight line, as far as float32 can tell."""
-TINY = 1e-10
-"""Added to importances, so that values that matter to no model are averaged."""
+TINY = 1e-6
+"""Share of a tensor's mean importance that is added to each, so that values that matter to no model are averaged."""
 SHRINK = 0.9
 
 
@@ -32,7 +32,8 @@ def slerp(first: Tensor, second: Tensor, position: float) -> Tensor:
         second: where position 1 is.
         position: between 0 and 1.
     """
-    left, right = first.flatten(), second.flatten()
+    # Lengths of masks of the smallest float have no place in float32.
+    left, right = first.flatten().double(), second.flatten().double()
     norms = float(left.norm() * right.norm())
     cosine = float(left @ right) / norms if norms > 0 else 1.0
     if abs(cosine) > PARALLEL:
@@ -87,12 +88,16 @@ def fisher(tensors: Sequence[Tensor], importances: Sequence[Tensor], weights: Se
         importances: the diagonal of each model's Fisher information, of the same shape.
         weights: one a model.
     """
-    above, below = torch.zeros_like(tensors[0]), torch.zeros_like(tensors[0])
+    # Squared gradients may be as small as they like: what counts is how large they are beside each other.
+    scale = max((float(importance.double().mean()) for importance in importances), default=0.0)
+    if not scale > 0:
+        return average(tensors, weights)
+    above, below = torch.zeros_like(tensors[0]).double(), torch.zeros_like(tensors[0]).double()
     for tensor, importance, weight in zip(tensors, importances, weights, strict=True):
-        share = weight * (importance + TINY)
+        share = weight * (importance.double() / scale + TINY)
         above += share * tensor
         below += share
-    return above / below
+    return (above / below).to(tensors[0].dtype)
 
 
 def regmean(tensors: Sequence[Tensor], grams: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
 from exporter.errors import ModelError, closest, shorten
 from exporter.merge.fusing import Fusion
+from exporter.merge.onnx_fuse import fused_outputs
 from exporter.merge.wiring import Takes, exposed, feeding, output_name, running_order
 
 SOFTMAX_OPSET = 13
@@ -53,11 +52,12 @@ def stack_onnx(
             brought together, or outputs cannot be fused.
     """
     models = {part.label: _load(part) for part in parts}
+    fixed: dict[str, int] = {}
     imports = _imports(models, fusion)
     for label, model in models.items():
         _convert(label, model, imports[""])
     takes = {part.label: _takes(part, models[part.label]) for part in parts}
-    inputs = _inputs(models, takes)
+    inputs = _inputs(models, takes, fixed)
     values = dict(inputs)
     given: dict[str, list[str]] = {}
     nodes: list[ir.Node] = []
@@ -67,7 +67,7 @@ def stack_onnx(
         model = models[label]
         _check_sources(label, takes[label], values)
         _rename_axes(model, {own: values[source] for own, source in takes[label].items()})
-        outputs = _absorb(label, model, {own: values[source] for own, source in takes[label].items()})
+        outputs = _absorb(label, model, {own: values[source] for own, source in takes[label].items()}, fixed)
         given[label] = list(_names(by_label[label], [name for name, _ in outputs]))
         values |= {output_name(label, name): value for name, (_, value) in zip(given[label], outputs, strict=True)}
         initializers += [value for value in model.graph.initializers.values()]
@@ -78,13 +78,15 @@ def stack_onnx(
         nodes += moved
     ordered = {part.label: given[part.label] for part in parts}
     if fusion is not None:
-        results, added, constants = _fused(ordered, values, fusion)
+        results, added, constants = fused_outputs(ordered, values, fusion)
         nodes += added
         initializers += constants
     else:
         results = {name: values[name] for name in exposed(ordered, takes, expose)}
     for name, value in results.items():
         value.name = name
+    _fix_axes(inputs.values(), fixed)
+    _tell_apart([*inputs.values(), *results.values()], nodes, initializers)
     graph = ir.Graph(
         list(inputs.values()),
         list(results.values()),
@@ -159,7 +161,7 @@ def _takes(part: OnnxPart, model: ir.Model) -> Takes:
     return takes
 
 
-def _inputs(models: Mapping[str, ir.Model], takes: Mapping[str, Takes]) -> dict[str, ir.Value]:
+def _inputs(models: Mapping[str, ir.Model], takes: Mapping[str, Takes], fixed: dict[str, int]) -> dict[str, ir.Value]:
     """The stack's inputs, each as the first member that takes it has it."""
     found: dict[str, ir.Value] = {}
     for label, model in models.items():
@@ -170,7 +172,7 @@ def _inputs(models: Mapping[str, ir.Model], takes: Mapping[str, Takes]) -> dict[
             if source not in found:
                 found[source] = ir.Value(name=source, type=value.type, shape=value.shape)
                 continue
-            _check_fits(f"input '{source}' of '{label}'", value, found[source])
+            _check_fits(f"input '{source}' of '{label}'", value, found[source], fixed)
     return found
 
 
@@ -183,13 +185,17 @@ def _check_sources(label: str, takes: Takes, values: Mapping[str, ir.Value]) -> 
         )
 
 
-def _check_fits(what: str, own: ir.Value, given: ir.Value) -> None:
-    """A fixed size meets the same size or a dynamic axis; element types are equal."""
+def _check_fits(what: str, own: ir.Value, given: ir.Value, fixed: dict[str, int]) -> None:
+    """A fixed size meets the same size or a dynamic axis, which it then fixes; element types are equal."""
     clash = own.type is not None and given.type is not None and own.dtype != given.dtype
     if own.shape is not None and given.shape is not None:
-        clash |= len(own.shape) != len(given.shape) or any(
-            isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(own.shape, given.shape, strict=True)
-        )
+        clash |= len(own.shape) != len(given.shape)
+        for mine, other in zip(own.shape, given.shape, strict=False):
+            size = fixed.get(other.value or "", other) if isinstance(other, ir.SymbolicDim) else other
+            if isinstance(mine, int) and isinstance(size, int):
+                clash |= mine != size
+            elif isinstance(mine, int) and isinstance(size, ir.SymbolicDim) and size.value:
+                fixed[size.value] = mine
     if clash:
         raise ModelError(
             f"{what} does not fit what feeds it",
@@ -197,6 +203,45 @@ def _check_fits(what: str, own: ir.Value, given: ir.Value) -> None:
             why=f"it is {own.dtype}{_shown(own)}, and what feeds it is {given.dtype}{_shown(given)}",
             hint='give each its own input, as in `inputs = { image = "other_image" }`',
         )
+
+
+def _fix_axes(inputs: Iterable[ir.Value], fixed: Mapping[str, int]) -> None:
+    """A dynamic axis whose size some member fixes has that size in the whole."""
+    for value in inputs:
+        if value.shape is not None and fixed:
+            value.shape = ir.Shape(
+                [fixed.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
+            )
+
+
+def _tell_apart(ends: Sequence[ir.Value], nodes: Sequence[ir.Node], initializers: Sequence[ir.Value]) -> None:
+    """No two nodes and no two values have one name; inputs and outputs keep theirs."""
+    kept, taken, named = {id(value) for value in ends}, {str(value.name) for value in ends}, set[str]()
+    inner = [node for outer in nodes for node in (outer, *_within(outer))]
+    for node in inner:
+        node.name = _free(str(node.name), named)
+    values = {id(value): value for value in (*initializers, *(out for node in inner for out in node.outputs))}
+    for key, value in values.items():
+        if key not in kept and value.name:
+            value.name = _free(value.name, taken)
+
+
+def _within(node: ir.Node) -> Iterator[ir.Node]:
+    """Nodes of the graphs that a node holds."""
+    for attribute in node.attributes.values():
+        graphs = attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
+        for graph in (attribute.as_graph(),) if attribute.type == ir.AttributeType.GRAPH else graphs:
+            yield from ir.traversal.RecursiveGraphIterator(graph)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that is not taken, which then is."""
+    free, count = name, 1
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    taken.add(free)
+    return free
 
 
 def _shown(value: ir.Value) -> str:
@@ -222,12 +267,14 @@ def _renamed(dim: int | ir.SymbolicDim, renamed: Mapping[str, str | None]) -> in
     return renamed.get(dim.value, dim.value) if dim.value else None
 
 
-def _absorb(label: str, model: ir.Model, feeds: Mapping[str, ir.Value]) -> list[tuple[str, ir.Value]]:
+def _absorb(
+    label: str, model: ir.Model, feeds: Mapping[str, ir.Value], fixed: dict[str, int]
+) -> list[tuple[str, ir.Value]]:
     """Prefixes every name of a member, and lets what feeds it take the place of its inputs."""
     graph = model.graph
     outputs = [(str(value.name), value) for value in graph.outputs]
     for value in list(graph.inputs):
-        _check_fits(f"input '{value.name}' of '{label}'", value, feeds[str(value.name)])
+        _check_fits(f"input '{value.name}' of '{label}'", value, feeds[str(value.name)], fixed)
         ir.convenience.replace_all_uses_with(value, feeds[str(value.name)])
     for node in ir.traversal.RecursiveGraphIterator(graph):
         node.name = f"{label}.{node.name or node.op_type}"
@@ -251,97 +298,3 @@ def _names(part: OnnxPart, own: Sequence[str]) -> Sequence[str]:
             why=f"it gives {', '.join(own)}",
         )
     return part.outputs or own
-
-
-def _fused(
-    given: Mapping[str, Sequence[str]], values: Mapping[str, ir.Value], fusion: Fusion
-) -> tuple[dict[str, ir.Value], list[ir.Node], list[ir.Value]]:
-    (first, own), *_ = given.items()
-    if other := next((label for label, names in given.items() if len(names) != len(own)), None):
-        raise ModelError(
-            f"'{first}' has {len(own)} outputs and '{other}' {len(given[other])}: they cannot be fused",
-            where="[[merge.models]]",
-        )
-    builder = _Builder()
-    results = {}
-    for index, name in enumerate(own):
-        outputs = [values[output_name(label, names[index])] for label, names in given.items()]
-        results[name] = builder.fused(outputs, fusion)
-    return results, builder.nodes, builder.constants
-
-
-class _Builder:
-    """The nodes that fuse outputs; the same arithmetic as `fusing.fuse`."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-        self.constants: list[ir.Value] = []
-
-    def fused(self, outputs: Sequence[ir.Value], fusion: Fusion) -> ir.Value:
-        parts = [self._kind(output, fusion, index) for index, output in enumerate(outputs)]
-        shapes = {str(part.shape) for part in parts if part.shape is not None}
-        if len(shapes) > 1:
-            raise ModelError(
-                "the outputs that are to be fused have different shapes",
-                where="[[merge.models]]",
-                why=", ".join(sorted(shapes)),
-                hint='name each model\'s `classes`, or stack the models instead (`method = "stack"`)',
-            )
-        if fusion.by == "max":
-            return self._like(parts[0], self._add("Max", parts))
-        total = sum(fusion.weights)
-        scaled = []
-        for part, weight in zip(parts, fusion.weights, strict=True):
-            factor = self._constant(np.array(weight / total, part.dtype.numpy() if part.dtype else np.float32))
-            scaled.append(self._add("Mul", [part, factor]))
-        return self._like(parts[0], self._add("Sum", scaled))
-
-    def _kind(self, output: ir.Value, fusion: Fusion, index: int) -> ir.Value:
-        if fusion.by == "mean":
-            return output
-        kind = output.dtype.numpy() if output.dtype else np.float32
-        classes = output.shape[-1] if output.shape is not None else None
-        if fusion.by == "vote":
-            if not isinstance(classes, int):
-                raise ModelError("votes need outputs with a fixed number of classes", where='[merge] by = "vote"')
-            chosen = self._add("ArgMax", [output], axis=-1, keepdims=0)
-            depth = self._constant(np.array(classes, np.int64))
-            own = self._add("OneHot", [chosen, depth, self._constant(np.array([0, 1], kind))], axis=-1)
-        else:
-            own = self._add("Softmax", [output], axis=-1)
-        self._like(output, own)
-        places = fusion.places(index)
-        if not places:
-            return own
-        if classes != len(fusion.classes[index]):
-            raise ModelError(
-                f"a model with {classes} outputs was given {len(fusion.classes[index])} classes",
-                where="[[merge.models]] classes",
-            )
-        # A column of zeros at the end is what a class gets that the member does not know.
-        ends = self._constant(np.array([0] * (2 * len(output.shape or ()) - 1) + [1], np.int64))
-        padded = self._add("Pad", [own, ends, self._constant(np.array(0, kind))])
-        result = self._add("Gather", [padded, self._constant(np.array(places, np.int64))], axis=-1)
-        result.type = output.type
-        result.shape = ir.Shape([*list(output.shape or ())[:-1], fusion.total])
-        return result
-
-    def _add(self, op: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
-        name = f"fuse.{op}_{len(self.nodes)}"
-        node = ir.node(op, inputs, attributes or None, name=name)
-        node.outputs[0].name = name
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def _constant(self, array: Any) -> ir.Value:
-        name = f"fuse.constant_{len(self.constants)}"
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor)
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-        self.constants.append(value)
-        return value
-
-    @staticmethod
-    def _like(other: ir.Value, value: ir.Value) -> ir.Value:
-        value.type, value.shape = other.type, other.shape
-        return value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exporter.errors import ModelError, closest, shorten
 
@@ -117,18 +117,25 @@ def check_alike(states: Mapping[str, State]) -> None:
         )
 
 
-def distances(states: Mapping[str, State]) -> dict[tuple[str, str], float]:
+def distances(states: Mapping[str, State], among: Collection[str] | None = None) -> dict[tuple[str, str], float]:
     """How far models are from each other: |a - b| / sqrt(|a| |b|) over all weights of two or more axes.
 
     Fine-tunes of one base are near 0; independently trained models are near sqrt(2).
+
+    Args:
+        states: the models.
+        among: names of what is learned; tables and masks, which all models have alike, would make them look related.
     """
     labels = list(states)
     squares = dict.fromkeys(labels, 0.0)
     between = {(a, b): 0.0 for index, a in enumerate(labels) for b in labels[index + 1 :]}
     for name in next(iter(states.values())).names():
-        if len(next(iter(states.values())).shape(name)) < 2:
+        if len(next(iter(states.values())).shape(name)) < 2 or (among is not None and name not in among):
             continue  # Norms' scales and biases begin alike in every model.
-        tensors = {label: state.get(name).double() for label, state in states.items()}
+        tensors = {label: state.get(name) for label, state in states.items()}
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            continue
+        tensors = {label: tensor.double() for label, tensor in tensors.items()}
         for label, tensor in tensors.items():
             squares[label] += float(tensor.square().sum())
         for a, b in between:
@@ -138,9 +145,46 @@ def distances(states: Mapping[str, State]) -> dict[tuple[str, str], float]:
     }
 
 
-def strangers(states: Mapping[str, State]) -> list[tuple[str, str, float]]:
-    """Pairs that cannot have been fine-tuned from one base, with their distance."""
-    return [(a, b, far) for (a, b), far in distances(states).items() if far > SHARED_BASE]
+def strangers(states: Mapping[str, State], among: Collection[str] | None = None) -> list[tuple[str, str, float]]:
+    """Pairs that cannot have been fine-tuned from one base, with their distance; see `distances`."""
+    return [(a, b, far) for (a, b), far in distances(states, among).items() if far > SHARED_BASE]
+
+
+class TiedState:
+    """A state with the names that its file left out because their tensors are other names' as well."""
+
+    def __init__(self, state: State, groups: Sequence[Sequence[str]]) -> None:
+        own = set(state.names())
+        self._state = state
+        self._from = {
+            name: next(other for other in group if other in own)
+            for group in groups
+            if any(other in own for other in group)
+            for name in group
+            if name not in own
+        }
+
+    def names(self) -> Sequence[str]:
+        """Names of the tensors."""
+        return [*self._state.names(), *self._from]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._state.shape(self._from.get(name, name))
+
+    def get(self, name: str) -> Tensor:
+        """A tensor."""
+        return self._state.get(self._from.get(name, name))
+
+
+def tied_names(module: nn.Module) -> list[tuple[str, ...]]:
+    """Names in a module's state dict that are one tensor."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and tensor.numel():
+            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            groups.setdefault(place, []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def check_finite(name: str, label: str, tensor: Tensor) -> Tensor:

@@ -8,6 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from exporter.errors import ModelError
+from exporter.merge.fusing import class_axis
+from exporter.merge.states import tied_names
+
 Batch = tuple[Tensor, ...]
 Call = Callable[[nn.Module, Batch], Sequence[Tensor]]
 
@@ -30,18 +34,30 @@ def fisher_information(
         seed: of what is drawn.
 
     Returns:
-        Mean of squared gradients of the log-likelihood over the samples, by parameter name.
+        Mean of squared gradients of the log-likelihood over the samples, by parameter name; a parameter with several
+        names has it by each.
+
+    Raises:
+        ModelError: no output has gradients, or `kl` is asked for of outputs that tell no classes apart.
     """
     random = torch.Generator().manual_seed(seed)
     module = module.eval().requires_grad_(True)
-    named = dict(module.named_parameters())
+    named = dict(module.named_parameters(remove_duplicate=False))
     sums = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     samples = 0
     try:
         for batch in batches:
             for index in range(len(batch[0])):
                 outputs = call(module, tuple(tensor[index : index + 1] for tensor in batch))
-                likelihood = torch.stack([_log_likelihood(output, loss, random) for output in outputs]).sum()
+                learned = [output for output in outputs if output.requires_grad]
+                if not learned:
+                    raise ModelError(
+                        "no output of the model has gradients by its weights, so that importances cannot be told",
+                        where='[merge] method = "fisher"',
+                        why=f"outputs are {', '.join(str(output.dtype) for output in outputs)}",
+                        hint="let forward() return what whole numbers are chosen by (the logits), or take `average`",
+                    )
+                likelihood = torch.stack([_log_likelihood(output, loss, random) for output in learned]).sum()
                 gradients = torch.autograd.grad(likelihood, list(named.values()), allow_unused=True)
                 for name, gradient in zip(named, gradients, strict=True):
                     if gradient is not None:
@@ -84,6 +100,12 @@ def grams(module: nn.Module, batches: Iterable[Batch], *, call: Call) -> dict[st
     finally:
         for handle in handles:
             handle.remove()
+    for group in tied_names(module):
+        # One weight that several layers use sees what all of them see, by whatever name it is merged.
+        if users := [name for name in group if name in found]:
+            total, count = torch.stack([found[name] for name in users]).sum(0), sum(rows[name] for name in users)
+            found |= dict.fromkeys(group, total)
+            rows |= dict.fromkeys(group, count)
     return {key: (total / rows[key]).float() for key, total in found.items()}
 
 
@@ -108,6 +130,7 @@ def _log_likelihood(output: Tensor, loss: str, random: torch.Generator) -> Tenso
     if loss == "mse":
         noise = torch.randn(output.shape, generator=random)
         return (output * noise).sum()  # The gradient of -(y - f)^2 / 2 where y = f + noise.
-    chances = torch.log_softmax(output.reshape(-1, output.shape[-1]), -1)
+    rows = output.movedim(class_axis(output.shape, where='[merge] loss = "kl"', instead='`loss = "mse"`'), -1)
+    chances = torch.log_softmax(rows.reshape(-1, rows.shape[-1]), -1)
     drawn = torch.multinomial(chances.detach().exp(), 1, generator=random)
     return chances.gather(-1, drawn).sum()

@@ -9,6 +9,7 @@ import msgspec
 
 from exporter.artifacts import Alternative, Profile, canonical
 from exporter.bundle import write_atomically
+from exporter.bundle.packing import packed_size
 from exporter.errors import GateError
 from exporter.events import Note
 from exporter.pipeline.build import Outcome, TargetFailure, build
@@ -16,6 +17,9 @@ from exporter.pipeline.publish import Published
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan
 from exporter.target_api import Target
+
+TIES = {"size": 0.001, "packed_bytes": 0.001, "latency_ms": 0.01}
+"""Shares of a size or a latency by which two rows differ and are still equal."""
 
 
 def build_alternatives(
@@ -44,19 +48,26 @@ def build_alternatives(
     failures = [outcome.error for _, outcome in outcomes if isinstance(outcome, TargetFailure)]
     if len(failures) == len(outcomes):
         raise failures[0]
-    rows = mark_pareto([row for one, outcome in outcomes for row in _rows(one.label, outcome)])
+    rows = [row for one, outcome in outcomes for row in _rows(one.label, outcome)]
+    if any(row.packed_bytes is not None for row in rows):
+        rows = [_packed(row, outcomes) for row in rows]
+    rows = mark_pareto(rows)
     write_atomically(output / f"{plan.name}-variants.json", canonical(rows))
     return outcomes, rows
 
 
 def mark_pareto(rows: Sequence[Alternative]) -> list[Alternative]:
-    """Marks the rows that no other row of their target beats; what was not measured of all is left out of it."""
+    """Marks the rows that no other row of their target beats; what was not measured of all is left out of it.
+
+    Packed sizes count where all rows have them, else sizes of files. A few bytes or a hundredth of the latency more
+    or less put nothing on the front.
+    """
     marked = []
     for row in rows:
         rivals = [one for one in rows if one.target == row.target and one.variant is not None]
         measures = [
             (name, better)
-            for name, better in (("metric", 1), ("counted_size", -1), ("latency_ms", -1))
+            for name, better in (("metric", 1), (_size(rivals), -1), ("latency_ms", -1))
             if all(getattr(one, name) is not None for one in rivals)
         ]
         beaten = row.variant is None or any(_beats(rival, row, measures) for rival in rivals)
@@ -65,8 +76,29 @@ def mark_pareto(rows: Sequence[Alternative]) -> list[Alternative]:
 
 
 def _beats(rival: Alternative, row: Alternative, measures: Sequence[tuple[str, int]]) -> bool:
-    gains = [better * (getattr(rival, name) - getattr(row, name)) for name, better in measures]
+    gains = []
+    for name, better in measures:
+        theirs, own = getattr(rival, name), getattr(row, name)
+        tie = abs(theirs - own) <= TIES.get(name, 0.0) * max(abs(theirs), abs(own))
+        gains.append(0.0 if tie else better * (theirs - own))
     return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
+
+
+def _size(rows: Sequence[Alternative]) -> str:
+    """The size that all rows have: zeros are worth nothing in a file, and much in a packed one."""
+    return "packed_bytes" if rows and all(one.packed_bytes is not None for one in rows) else "size"
+
+
+def _packed(row: Alternative, outcomes: Sequence[tuple[Plan, Outcome]]) -> Alternative:
+    """A row with the size of its file when packed, so that it is held against sparse ones by the same measure."""
+    if row.packed_bytes is not None or row.variant is None:
+        return row
+    for _, outcome in outcomes:
+        if isinstance(outcome, Published) and outcome.path.name == row.bundle:
+            main = next(one.main for one in outcome.manifest.variants if one.name == row.variant)
+            files = (path for path in sorted((outcome.path / main).parent.rglob("*")) if path.is_file())
+            return msgspec.structs.replace(row, packed_bytes=packed_size(files))
+    return row
 
 
 def _rows(name: str, outcome: Outcome) -> list[Alternative]:

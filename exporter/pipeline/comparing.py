@@ -22,13 +22,15 @@ def compare(entries: Sequence[HistoryEntry], emit: Emit, *, refuses: bool) -> No
         GateError: with the table, when the result is worse than the best of the others.
     """
     *others, merged = entries
-    if merged.metric is None:
+    judged = {entry.name: entry.metric for entry in others if entry.metric is not None}
+    if not judged:
         emit(Note(text="the merged model is not compared with its members: there are no labels to judge them by"))
         return
-    best = max(others, key=lambda entry: entry.metric or 0.0)
-    if best.metric is None or merged.metric >= best.metric:
+    best = max(judged, key=lambda name: judged[name])
+    if merged.metric is not None and merged.metric >= judged[best]:
         return
-    text = f"the merged model ({merged.metric:.4f}) is worse than '{best.name}' alone ({best.metric:.4f})"
+    reached = "whose metric is no number" if merged.metric is None else f"{merged.metric:.4f}"
+    text = f"the merged model ({reached}) is worse than '{best}' alone ({judged[best]:.4f})"
     if not refuses:
         emit(Note(text=text))
         return

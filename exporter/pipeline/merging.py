@@ -34,11 +34,14 @@ class Merging(MergeWork):
         base = self.merge.base or self.plan.model.weights
         return ({"base": self._own(base)} if base is not None else {}) | found
 
-    def run(self, members: Mapping[str, TorchModel]) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
+    def run(
+        self, members: Mapping[str, TorchModel], given: Mapping[str, TorchModel] | None = None
+    ) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
         """The merged model, and the table of it, its members and its base.
 
         Args:
             members: by name, with `base` where there is one; they may have been compressed before.
+            given: the members as their files have them, where they were: the merged model is compared with those.
 
         Raises:
             ModelError: the members are not of one architecture, or not of the factory's.
@@ -48,8 +51,10 @@ class Merging(MergeWork):
         base = members.get("base")
         merged, notes = self._merged(own, base)
         reference = self.models.outputs(merged, self.inputs)
-        entries = [] if base is None else [self._entry(base, "base", "base", reference)]
-        entries += [self._entry(model, label, "member", reference) for label, model in own.items()]
+        entries = [
+            self._entry(model, label, "base" if label == "base" else "member", reference)
+            for label, model in (given or members).items()
+        ]
         result = self._entry(merged, f"merged ({self.merge.method})", "merged", reference, notes)
         entries.append(msgspec.structs.replace(result, fidelity=None))
         compare(entries, self.models.steps.emit, refuses=self.merge.refuses)
@@ -64,7 +69,8 @@ class Merging(MergeWork):
         scored = bool(self.merge.search) or self.merge.method == "greedy-soup"
         parts = {
             "architecture": sources.identify(bare).digest,
-            "members": [[members[one.label].content, one.weight] for one in self.merge.models],
+            # Notes name the members.
+            "members": [[one.label, members[one.label].content, one.weight] for one in self.merge.models],
             "base": start.content if start is not None else None,
             "numbers": numbers(self.merge),
             "calibration": self.models.data.parts("calibration") if calibrated else None,
@@ -74,7 +80,7 @@ class Merging(MergeWork):
         }
         stored = self.models.steps.stored(
             "merge",
-            1,
+            2,
             parts,
             lambda folder: self._build(folder, members, start),
             label=f"merge ({self.merge.method})",
@@ -97,7 +103,9 @@ class Merging(MergeWork):
         weighing = Weighing(self.models, self.plan, self.merge, self.inputs, members)
         state, notes = weighing.state(base, folder)
         write_model(folder, state, structures[first])
-        if self.merge.norms and "calibration" in self.models.data.sections:
+        if weighing.alone:
+            pass  # One model is what it was.
+        elif self.merge.norms and "calibration" in self.models.data.sections:
             plan = msgspec.structs.replace(members[first].plan, weights=None)
             content = file_digest(folder / STATE)
             model = TorchModel(plan=plan, kind="factory", content=content, folder=folder)

@@ -134,7 +134,7 @@ class Rework:
             smaller[label], entries = compressing.run(member, reference)
             steps += [msgspec.structs.replace(entry, name=f"{label}: {entry.name}") for entry in entries]
         if not isinstance(merging, Composing):
-            trained, history = merging.run(smaller)
+            trained, history = merging.run(smaller, members)
             return Reworked(trained=trained, final=trained, history=(*steps, *history))
         trained, history = merging.run(members)
         final, entry = merging.compressed(smaller, self.models.outputs(trained, inputs))

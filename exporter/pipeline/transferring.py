@@ -52,11 +52,14 @@ class Transferring(MergeWork):
             found[member.label] = TorchModel(plan=plan, kind=source.kind, content=source.digest)
         return found
 
-    def run(self, members: Mapping[str, TorchModel]) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
+    def run(
+        self, members: Mapping[str, TorchModel], given: Mapping[str, TorchModel] | None = None
+    ) -> tuple[TorchModel, tuple[HistoryEntry, ...]]:
         """The student, and the table of it and its teachers.
 
         Args:
             members: the teachers by name.
+            given: the same as their files have them, where they were compressed: the student is compared with those.
 
         Raises:
             ModelError: outputs of student and teachers do not match.
@@ -67,7 +70,7 @@ class Transferring(MergeWork):
         names = self.models.output_names(student, self.inputs, self.data)
         entries = []
         for member in self.merge.models:
-            teacher = self._judgeable(member, members[member.label], names)
+            teacher = self._judgeable(member, (given or members)[member.label], names)
             entries.append(self._entry(teacher, member.label, "member", reference))
         result = self._entry(student, "student", "merged", reference)
         entries.append(msgspec.structs.replace(result, fidelity=None, notes=notes))

@@ -43,6 +43,8 @@ class Weighing:
         self.merge = merge
         self.inputs = inputs
         self.members = members
+        self.alone = False
+        """Set where what came out is one member as it was."""
 
     def state(self, base: TorchModel | None, folder: Path) -> tuple[dict[str, Tensor], list[str]]:
         """The merged state dict, and what the user should know about it.
@@ -51,11 +53,14 @@ class Weighing:
             base: what all were fine-tuned from, where the method needs it.
             folder: takes what is known of each member, one file each, so that memory does not hold them all.
         """
-        from exporter.merge import greedy_soup, merge_states, open_states, strangers
+        from exporter.merge import greedy_soup, merge_states, open_states, strangers, tied_names
 
         notes: list[str] = []
+        first = next(iter(self.members.values()))
+        module = self.models.prepared(first, self.inputs).flat.inner
+        tied, learned = tied_names(module), {name for name, _ in module.named_parameters(remove_duplicate=False)}
         known = self._knowledge(folder) if self.merge.method in KNOWING else {}
-        with _states(self.members, base) as states, open_states(list(known.values())) as opened:
+        with _states(self.members, base, tied) as states, open_states(list(known.values())) as opened:
             start = states.pop("base", None)
             knowledge = dict(zip(known, opened, strict=True)) or None
             where = "the labelled calibration data" if self.merge.labels else "the evaluation data"
@@ -66,12 +71,14 @@ class Weighing:
             if self.merge.method == "greedy-soup":
                 state, chosen = greedy_soup(states, self.score)
                 notes.append(f"{', '.join(chosen)} went into the soup, chosen on {where}")
+                self.alone = len(chosen) == 1
             elif self.merge.search:
                 state, text = self._searched(merged)
                 notes.append(f"{text} on {where}")
             else:
                 state = merged(self._recipe({}))
-            for left, right, distance in strangers(states):
+            notes += _halves(states)
+            for left, right, distance in strangers(states, learned):
                 notes.append(
                     f"'{left}' and '{right}' share no base (their weights are {distance:.2f} lengths apart): merging "
                     'such weights rarely works; `method = "transfer"` teaches one student by both'
@@ -80,8 +87,8 @@ class Weighing:
             path.unlink()
         return state, notes
 
-    def score(self, state: Mapping[str, Tensor]) -> float:
-        """The metric of a state dict, with its norms re-estimated where the plan asks for it."""
+    def score(self, state: Mapping[str, Tensor], count: int = 0) -> float:
+        """The metric of a state dict, its norms re-estimated where the plan asks for it; not of one model alone."""
         import numpy as np
 
         from exporter.compress import apply_structure, reestimate_norms
@@ -92,7 +99,7 @@ class Weighing:
             sources.load_factory(msgspec.structs.replace(first.plan, weights=None)), first.structure
         )
         module.load_state_dict(dict(state))
-        if self.merge.norms and "calibration" in self.models.data.sections:
+        if self.merge.norms and count != 1 and "calibration" in self.models.data.sections:
             call = self.models.call(first, self.inputs)
             module = reestimate_norms(module, self.models.calibration(self.inputs), call=call)
         session = torch_session(prepare_module(module, self.inputs, self.plan.model.outputs))
@@ -169,9 +176,11 @@ def state_file(model: TorchModel) -> Path:
 
 
 @contextmanager
-def _states(members: Mapping[str, TorchModel], base: TorchModel | None) -> Iterator[dict[str, State]]:
-    """Members by name, and `base`; .safetensors files stay on disk."""
-    from exporter.merge import LoadedState, open_states
+def _states(
+    members: Mapping[str, TorchModel], base: TorchModel | None, tied: Sequence[Sequence[str]]
+) -> Iterator[dict[str, State]]:
+    """Members by name, and `base`; .safetensors files stay on disk, and may hold a tied tensor by one name only."""
+    from exporter.merge import LoadedState, TiedState, open_states
 
     files = {label: state_file(model) for label, model in members.items()}
     if base is not None:
@@ -183,7 +192,25 @@ def _states(members: Mapping[str, TorchModel], base: TorchModel | None) -> Itera
         for label, path in files.items():
             if label not in found:
                 found[label] = LoadedState(sources.read_state(path, allow_pickle=pickled))
-        yield {label: found[label] for label in files}
+        yield {label: TiedState(found[label], tied) for label in files}
+
+
+def _halves(states: Mapping[str, State]) -> list[str]:
+    """Says where members keep their weights in unequal types, or in halves: what comes out has the first one's."""
+    import torch
+
+    own, *others = states
+    kinds: dict[str, set[torch.dtype]] = {}
+    for label, state in states.items():
+        found = {state.get(name).dtype for name in state.names()}
+        kinds[label] = {kind for kind in found if kind.is_floating_point}
+    if kinds[own] <= {torch.float32} and all(kinds[label] == kinds[own] for label in others):
+        return []
+    shown = "; ".join(
+        f"'{label}' {', '.join(sorted(str(kind).removeprefix('torch.') for kind in found)) or 'none'}"
+        for label, found in kinds.items()
+    )
+    return [f"weights are merged in float32, and what comes out has the types of '{own}'; they are {shown}"]
 
 
 def numbers(merge: MergePlan) -> Sequence[Any]:

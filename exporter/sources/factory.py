@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from exporter.artifacts import digest_of
 from exporter.errors import ModelError, closest, shorten
@@ -55,13 +56,44 @@ def load_factory(plan: ModelPlan) -> nn.Module:
             hint="return the module itself"
             + ("; this is a class: return an instance of it" if isinstance(module, type) else ""),
         )
+    _check_fresh(module, plan, reference)
     if plan.weights is not None:
         from exporter.sources.weights import load_weights
 
         load_weights(module, plan.weights, allow_pickle=plan.allow_pickle)
     module.eval()
     module.requires_grad_(False)
+    _HANDED[module] = (plan.weights, _fingerprint(module))
     return module
+
+
+_HANDED: WeakKeyDictionary[nn.Module, tuple[Path | None, tuple[object, ...]]] = WeakKeyDictionary()
+"""Modules that factories returned and that are still there, with the weights in them and what they looked like."""
+
+
+def _check_fresh(module: nn.Module, plan: ModelPlan, reference: FactoryReference) -> None:
+    """Refuses a module that was returned before and is something else by now: two models would be one.
+
+    Raises:
+        ModelError: the factory keeps what it returns.
+    """
+    before = _HANDED.get(module)
+    if before is None or before == (plan.weights, _fingerprint(module)):
+        return
+    raise ModelError(
+        f"the factory {reference.shown} returned the same module again, which has other weights now",
+        where=f"[model] source = {plan.source!r}",
+        why="two models of this plan would be one object, with the weights that were loaded last",
+        hint="make a new module in each call: take `functools.cache`, or the global that keeps it, away",
+    )
+
+
+def _fingerprint(module: nn.Module) -> tuple[object, ...]:
+    """Changes when a tensor of the module is written to, or replaced by another."""
+    return tuple(
+        (name, id(tensor), 0 if tensor.is_inference() else tensor._version)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    )
 
 
 @contextmanager

@@ -133,11 +133,24 @@ def test_the_front_holds_exactly_what_nothing_beats(measures: list[tuple[int, in
 
 
 def test_sparse_files_count_as_they_are_packed() -> None:
-    dense = Alternative(name="dense", target="cpu", variant="fp32", metric=0.9, size=100, latency_ms=1.0)
+    dense = Alternative(
+        name="dense", target="cpu", variant="fp32", metric=0.9, size=100, packed_bytes=90, latency_ms=1.0
+    )
     sparse = Alternative(
         name="sparse", target="cpu", variant="fp32", metric=0.8, size=100, packed_bytes=30, latency_ms=1.0
     )
     assert [row.pareto for row in mark_pareto([dense, sparse])] == [True, True]
     assert [row.pareto for row in mark_pareto([dense, replaced(sparse, packed_bytes=None)])] == [True, False]
+    # Sizes of one kind are compared: a packed one is no smaller than a file that was not packed.
+    bare = replaced(dense, size=20, packed_bytes=None)
+    assert [row.pareto for row in mark_pareto([bare, sparse])] == [True, False]
+    dense = replaced(dense, packed_bytes=None)
     assert alternative_columns([dense]) == tuple(one for one in alternative_columns([dense, sparse]) if one != "zstd")
     assert {len(row) for row in alternative_rows([dense, sparse])} == {len(alternative_columns([dense, sparse]))}
+
+
+def test_a_few_bytes_put_nothing_on_the_front() -> None:
+    better = Alternative(name="a", target="cpu", variant="int8", metric=0.806, size=120371, latency_ms=0.294)
+    worse = Alternative(name="b", target="cpu", variant="int8", metric=0.792, size=120368, latency_ms=0.2935)
+    assert [row.pareto for row in mark_pareto([better, worse])] == [True, False]
+    assert [row.pareto for row in mark_pareto([better, replaced(worse, size=110000)])] == [True, True]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import ModelError
-from exporter.merge import Fusion, OnnxPart, fuse, learn_weights, stack_onnx
+from exporter.merge import Composite, Fusion, OnnxPart, Part, fuse, learn_weights, stack_onnx
 from exporter.merge.fusing import By
 from exporter.onnx_export import onnx_session, share_onnx
 from tests.support import quadrant_onnx, quadrants
@@ -94,3 +94,108 @@ def test_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="input 'image' of 'two' does not fit") as caught:
         stack_onnx(parts, tmp_path / "stack.onnx")
     assert "3" in str(caught.value.why)
+
+
+def test_votes_that_tie_tie_exactly_whatever_their_weights() -> None:
+    one, two = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    for weights in ((2.0, 4.0, 1.0, 7.0), (0.1, 0.2, 0.3, 0.6), (0.7, 0.1, 0.2, 1.0)):
+        result = fuse([one, one, one, two], Fusion(by="vote", weights=weights))[0]
+        assert result[0] == result[1] == 0.5
+
+
+def test_classes_of_maps_stand_on_the_second_axis_and_of_sequences_on_the_last() -> None:
+    random = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, 4, 5, generator=random) for _ in range(2)]
+    for by in ("probabilities", "vote"):
+        fusion = Fusion(by=by, weights=(1.0, 2.0))
+        wanted = fuse([each.movedim(1, -1).reshape(-1, 3) for each in maps], fusion)
+        torch.testing.assert_close(fuse(maps, fusion).movedim(1, -1).reshape(-1, 3), wanted)
+    assert fuse([maps[0][:, 0]], Fusion(by="max", weights=(1.0,))).sum(-1).allclose(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("output", "by", "mentions"),
+    [
+        (torch.ones(4, 2, dtype=torch.int64), "mean", "int64 cannot be fused"),
+        (torch.ones(4, 2, dtype=torch.int64), "vote", "int64 cannot be fused"),
+        (torch.ones(4), "probabilities", "tells no classes apart"),
+        (torch.ones(4, 1), "max", "tells no classes apart"),
+    ],
+)
+def test_what_no_softmax_fits_is_refused(output: torch.Tensor, by: By, mentions: str) -> None:
+    with pytest.raises(ModelError, match=mentions):
+        fuse([output, output], Fusion(by=by, weights=(1.0, 1.0)))
+    assert fuse([output.float()], Fusion(by="mean", weights=(1.0,))).tolist() == output.tolist()
+
+
+def map_onnx(kind: int = onnx.TensorProto.FLOAT, batch: int | str = "batch", inner: str = "inner") -> onnx.ModelProto:
+    """x [batch, 2, 3, 3] -> scores, of three nodes without names, one of whose results is called `inner`."""
+    make = onnx.helper
+    nodes = [
+        make.make_node("Add", ["x", "one"], [inner]),
+        make.make_node("Add", [inner, "one"], ["twice"]),
+        make.make_node("Cast", ["twice"], ["scores"], to=kind),
+    ]
+    graph = make.make_graph(
+        nodes,
+        "map",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, 2, 3, 3])],
+        [make.make_tensor_value_info("scores", kind, [batch, 2, 3, 3])],
+        [make.make_tensor("one", onnx.TensorProto.FLOAT, [1, 2, 1, 1], [1.0, 2.0])],
+    )
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
+
+
+def parts_of(folder: Path, **models: onnx.ModelProto) -> list[OnnxPart]:
+    for name, model in models.items():
+        onnx.save(model, folder / f"{name}.onnx")
+    return [OnnxPart(label=name, path=folder / f"{name}.onnx", takes={}) for name in models]
+
+
+def test_nodes_without_names_and_inner_tensors_called_as_outputs_are_stacked(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, fuse=map_onnx(), two=map_onnx(inner="logits"))
+    parts[1] = OnnxPart(label="two", path=parts[1].path, takes={}, outputs=("logits",))
+    x = np.arange(36, dtype=np.float32).reshape(2, 2, 3, 3)
+    wanted = onnx_session(parts[0].path)({"x": x})["scores"]
+    for fusion in (None, Fusion(by="probabilities", weights=(1.0, 1.0)), Fusion(by="vote", weights=(1.0, 1.0))):
+        stack_onnx(parts, tmp_path / "stack.onnx", fusion=fusion)
+        share_onnx(tmp_path / "stack.onnx")
+        got = onnx_session(tmp_path / "stack.onnx")({"x": x})
+        if fusion is None:
+            assert set(got) == {"fuse.scores", "two.logits"}
+            assert all(np.array_equal(value, wanted) for value in got.values())
+        else:
+            own = [torch.from_numpy(wanted)] * 2
+            np.testing.assert_allclose(got["scores"], fuse(own, fusion).numpy(), atol=1e-6)
+
+
+def test_whole_numbers_of_onnx_files_are_not_fused(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, one=map_onnx(onnx.TensorProto.INT64), two=map_onnx(onnx.TensorProto.INT64))
+    with pytest.raises(ModelError, match="int64 cannot be fused"):
+        stack_onnx(parts, tmp_path / "stack.onnx", fusion=Fusion(by="mean", weights=(1.0, 1.0)))
+
+
+def test_a_size_that_one_member_fixes_holds_for_all(tmp_path: Path) -> None:
+    stack_onnx(parts_of(tmp_path, one=map_onnx(), two=map_onnx(batch=1)), tmp_path / "stack.onnx")
+    (given,) = onnx.load(tmp_path / "stack.onnx").graph.input
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == [1, 2, 3, 3]
+    chain = [*parts_of(tmp_path, one=map_onnx(), two=map_onnx(batch=1))]
+    chain[1] = OnnxPart(label="two", path=chain[1].path, takes={"x": "one.scores"})
+    stack_onnx(chain, tmp_path / "chain.onnx")
+    (given,) = onnx.load(tmp_path / "chain.onnx").graph.input
+    assert given.type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_members_called_as_attributes_of_modules_keep_apart() -> None:
+    labels = ("train", "train_", "train__", "_parameters", "training", "plain")
+    parts = []
+    for index, label in enumerate(labels):
+        layer = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(layer.weight, index)
+        torch.nn.init.zeros_(layer.bias)
+        parts.append(Part(label=label, module=layer, takes={"x": "x"}, positional=(0,), keywords={}))
+    whole = Composite(parts, ["x"], lambda result: iter([("out", result)]))  # type: ignore[arg-type, list-item]
+    got = whole(torch.ones(1, 1))
+    assert {name: value.item() for name, value in got.items()} == {
+        f"{label}.out": float(index) for index, label in enumerate(labels)
+    }

@@ -18,6 +18,7 @@ from exporter.merge import (
     LoadedState,
     Recipe,
     State,
+    TiedState,
     check_alike,
     fisher_information,
     grams,
@@ -26,6 +27,7 @@ from exporter.merge import (
     open_states,
     search,
     strangers,
+    tied_names,
 )
 
 NUMBERS = st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4)
@@ -162,7 +164,7 @@ def test_independent_models_are_told_from_fine_tunes() -> None:
 
 
 def test_a_greedy_soup_leaves_out_what_makes_it_worse() -> None:
-    score = lambda state: -abs(float(state["w"][0]) - 1.0)  # noqa: E731
+    score = lambda state, count: -abs(float(state["w"][0]) - 1.0)  # noqa: E731
     soup, chosen = greedy_soup(states(far=weight(9.0), low=weight(0.8), high=weight(1.3)), score)
     assert chosen == ("low", "high")
     assert soup["w"].item() == pytest.approx(1.05)
@@ -284,3 +286,96 @@ def test_a_search_keeps_its_budget_and_never_ends_below_its_start(x: float, y: f
 def test_a_search_with_enough_budget_comes_close() -> None:
     found = search({"x": 0.0}, {"x": (0, 1)}, lambda values: -abs(values["x"] - 0.7), 30)
     assert found.values["x"] == pytest.approx(0.7, abs=0.03)
+
+
+def test_a_mask_that_all_models_share_stays_as_it_is() -> None:
+    mask = torch.tensor([[0.0, -math.inf], [0.0, torch.finfo(torch.float32).min]])
+    pair = states(a={"mask": mask, "w": torch.ones(2)}, b={"mask": mask.clone(), "w": torch.zeros(2)})
+    base = LoadedState({"mask": mask.clone(), "w": torch.zeros(2)})
+    for method in ("average", "slerp", "task-arithmetic", "ties", "dare"):
+        assert torch.equal(merge_states(pair, Recipe(method=method), base=base)["mask"], mask), method
+    apart = torch.full((2,), torch.finfo(torch.float32).min)
+    far = states(a={"w": apart}, b={"w": apart / 2})
+    assert not merge_states(far, Recipe(method="slerp"))["w"].isnan().any()
+
+
+def test_norm_statistics_go_as_far_as_slerp_goes() -> None:
+    pair = states(
+        a={"n.running_mean": torch.zeros(1), "n.running_var": torch.ones(1)},
+        b={"n.running_mean": torch.ones(1), "n.running_var": torch.ones(1)},
+    )
+    merged = merge_states(pair, Recipe(method="slerp", position=0.25))
+    assert merged["n.running_mean"].item() == pytest.approx(0.25)
+    assert merged["n.running_var"].item() == pytest.approx(1 + 0.25 * 0.75)
+
+
+def test_small_importances_count_as_large_ones_do() -> None:
+    members = states(a=weight(1.0, 0.0), b=weight(0.0, 2.0))
+    for size in (1.0, 1e-14):
+        knowledge = states(a=weight(size, 0.0), b=weight(0.0, size))
+        merged = merge_states(members, Recipe(method="fisher"), knowledge=knowledge)["w"]
+        assert merged.tolist() == pytest.approx([1.0, 2.0], rel=1e-4)
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.mid = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False)
+        self.mid.weight = self.inp.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mid(torch.tanh(self.inp(x)))
+        return out
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_a_tied_weight_is_merged_alike_by_all_its_names(method: str) -> None:
+    torch.manual_seed(0)
+    models, known = {"a": Tied(), "b": Tied()}, {}
+    for shift, (label, model) in enumerate(models.items()):
+        batches = [(torch.randn(16, 3) + 3 * shift,)]
+        look = fisher_information if method == "fisher" else grams
+        known[label] = look(model, batches, call=plainly)
+        assert set(known[label]) == {"inp.weight", "mid.weight"}
+    pair = states(**{label: model.state_dict() for label, model in models.items()})
+    merged = merge_states(pair, Recipe(method=method), knowledge=states(**known))
+    assert torch.equal(merged["inp.weight"], merged["mid.weight"])
+    plain = merge_states(pair, Recipe())
+    assert not torch.allclose(merged["mid.weight"], plain["mid.weight"], atol=1e-3)
+    # A file that holds the weight by one of its names is of the same architecture.
+    groups = tied_names(models["a"])
+    assert groups == [("inp.weight", "mid.weight")]
+    short = TiedState(LoadedState({"inp.weight": models["b"].inp.weight}), groups)
+    check_alike({"a": pair["a"], "b": short})
+    assert torch.equal(short.get("mid.weight"), models["b"].inp.weight)
+
+
+def test_importances_of_whole_numbers_are_refused() -> None:
+    layer = torch.nn.Linear(2, 3)
+    chosen = lambda module, batch: [module(*batch).argmax(-1)]  # noqa: E731
+    with pytest.raises(ModelError, match="no output of the model has gradients"):
+        fisher_information(layer, [(torch.ones(2, 2),)], call=chosen)
+    with pytest.raises(ModelError, match="tells no classes apart"):
+        fisher_information(torch.nn.Linear(2, 1), [(torch.ones(2, 2),)], call=plainly)
+
+
+def test_importances_of_a_map_of_classes_are_those_of_its_pixels() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(1, 3, 1, bias=False)
+    pixels = torch.randn(200, 1, 1, 1)
+    found = fisher_information(layer, [(pixels,)], call=plainly)["weight"].flatten()
+    flat = torch.nn.Linear(1, 3, bias=False)
+    flat.weight.data = layer.weight.detach().reshape(3, 1)
+    same = fisher_information(flat, [(pixels.reshape(200, 1),)], call=plainly)["weight"].flatten()
+    torch.testing.assert_close(found, same)
+
+
+def test_tables_and_masks_make_no_models_related() -> None:
+    random = torch.Generator().manual_seed(0)
+    table = 50 * torch.ones(30, 30)
+    one, two = ({"w": torch.randn(30, 30, generator=random), "table": table, "ids": table.long()} for _ in range(2))
+    pair = states(one=one, two=two)
+    assert strangers(pair) == []
+    assert [found[:2] for found in strangers(pair, {"w"})] == [("one", "two")]
+    del one["table"], two["table"]
+    assert [found[:2] for found in strangers(pair)] == [("one", "two")]

@@ -343,7 +343,9 @@ WRONG = {
     "gate.max_relative_loss = 2": "gate.max_relative_loss: Expected 'float' <= 1.0 (got 2)",
     "gate.max_relative_loss = nan": "gate.max_relative_loss: a finite number is expected (got nan)",
     "gate.min_cosine = inf": "gate.min_cosine: a finite number is expected (got inf)",
-    "export.batch = 'dynamc'": "export.batch: one of 'dynamic', or a whole number, is expected (got 'dynamc')",
+    "export.batch = 'dynamc'": (
+        "export.batch: one of 'dynamic', or a whole number, is expected (got 'dynamc'); did you mean 'dynamic'?"
+    ),
     "export.opset = 17.0": "export.opset: Expected 'int | null', got 'float' (got 17.0)",
     "model.weights = 5": "model.weights: Expected 'path', got a whole number (got 5)",
     "model.depends = ['net.py', 2024-01-02]": "model.depends: Expected 'path', got date",
@@ -664,3 +666,61 @@ EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/plan.toml"))
 def test_the_examples_are_plans_whose_files_are_there(file: Path) -> None:
     plan = read_plan(file, load_target=load_target)
     assert plan.targets
+
+
+MERGE = """
+schema = 1
+[model]
+source = "net.py:make"
+[calibration]
+data = "calib.npz"
+[targets.toy]
+[[merge.models]]
+name = "a"
+weights = "w.safetensors"
+[[merge.models]]
+name = "b"
+weights = "w.safetensors"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[merge]\nmethod = 'avrage'", "(got 'avrage'); did you mean 'average'?"),
+        (
+            "[merge]\norder = 'compress-first'\n[[compress.steps]]\nmethod = 'low-rank'\nenergy = 0.9",
+            "merge.order: 'compress-first' with 'low-rank' leaves each model other channels or factors",
+        ),
+        (
+            "[merge]\norder = 'compress-first'\n[[compress.steps]]\nmethod = 'prune-channels'\nmacs = 0.5",
+            "merge.order: 'compress-first' with 'prune-channels' leaves each model other channels or factors",
+        ),
+        (
+            "[merge]\nmethod = 'fuse'\nby = 'vote'\n[[compress.steps]]\nmethod = 'distil'",
+            "compress.steps[0].loss: 'kl' takes a softmax, and `by = \"vote\"` has taken one already",
+        ),
+        (
+            "[merge]\n[compress]\nsave = 'small'\n[[compress.steps]]\nmethod = 'norms'\n"
+            "[[variants]]\nname = 'one'\n[[variants]]\nname = 'two'\ncompress.save = './small/'",
+            "compress.save: alternatives 'one' and 'two' would both leave their model in './small/'",
+        ),
+    ],
+)
+def test_merges_whose_result_would_be_wrong_are_refused(base: Path, text: str, said: str) -> None:
+    assert said in problem(base, MERGE + text)
+
+
+def test_what_is_like_a_refused_merge_and_right_is_taken(base: Path) -> None:
+    first = "[merge]\norder = 'compress-first'\n[[compress.steps]]\nmethod = "
+    read(base, MERGE + first + "'prune-weights'\nsparsity = 0.5")
+    read(base, MERGE + first.replace("[merge]", "[merge]\nmethod = 'stack'") + "'low-rank'\nenergy = 0.9")
+    distil = "[merge]\nmethod = 'fuse'\nby = 'vote'\n[[compress.steps]]\nmethod = 'distil'\nloss = 'mse'"
+    read(base, MERGE + distil)
+    variants = "[[variants]]\nname = 'one'\n[[variants]]\nname = 'two'\ncompress.save = 'other'"
+    read(base, MERGE + "[merge]\n[compress]\nsave = 'small'\n[[compress.steps]]\nmethod = 'norms'\n" + variants)
+
+
+def test_outputs_of_a_member_have_names_of_their_own(base: Path) -> None:
+    text = MERGE.replace('name = "b"', 'name = "b"\noutputs = ["x", "x"]') + "[merge]\nmethod = 'stack'"
+    assert problem(base, text) == "merge.models[1].outputs: two outputs are called 'x'"

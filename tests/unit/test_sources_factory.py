@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -350,3 +351,21 @@ def test_missing_model_file_is_named(tmp_path, name):
     with pytest.raises(ModelError, match="does not exist") as caught:
         identify(ModelPlan(source=str(tmp_path / name)))
     assert name in caught.value.where
+
+
+def test_a_factory_that_keeps_its_module_gives_no_two_models(project, monkeypatch):
+    (project / "keeping.py").write_text(
+        "import functools\nfrom torch import nn\n\n@functools.cache\ndef make():\n    return nn.Linear(2, 1)\n"
+    )
+    monkeypatch.syspath_prepend(project)
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        save_file({"weight": torch.full((1, 2), value), "bias": torch.zeros(1)}, project / f"{name}.safetensors")
+    given = ModelPlan(source="keeping:make", weights=project / "a.safetensors")
+    first = load_factory(given)
+    assert load_factory(given) is first  # One model, loaded twice.
+    refused(msgspec.structs.replace(given, weights=project / "b.safetensors"), "returned the same module again")
+    assert first.weight.tolist() == [[1.0, 1.0]]
+    refused(msgspec.structs.replace(given, weights=None), "returned the same module again")
+    with torch.no_grad():
+        first.weight += 1
+    refused(given, "returned the same module again")
