@@ -5,6 +5,7 @@ Only click is imported here; each command loads what it needs, so that `--help` 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -383,8 +384,20 @@ def cache(**options: Any) -> None:
     commands.cache(**options)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as service managers, containers and CI send it: what Control-C ends and clears away, it does too."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    # A second one ends the process at once, should clearing away hang.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and turns errors into messages and exit codes."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(arguments))
 
 
@@ -397,9 +410,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("interrupted: finished steps are kept, the same command goes on from them", err=True)
-        return 130
+        return 143 if Terminated in (type(error), type(error.__cause__)) else 130
     except BrokenPipeError:
         # The reader of stdout has gone; what is buffered must not raise again at exit.
         import os

@@ -50,6 +50,7 @@ def _as_real(model: Any, graph: Any, index: int) -> int:
     """The tensor that holds an integer tensor's values in float; one is added where there is none."""
     if tensor_type(graph.tensors[index]) not in INTEGERS:
         return index
+    index = _first(model, graph, index)
     for kind, operator in zip(operator_kinds(model, graph), graph.operators, strict=True):
         if kind == DEQUANTIZE and list(map(int, operator.inputs)) == [index]:
             return int(operator.outputs[0])
@@ -62,6 +63,15 @@ def _as_real(model: Any, graph: Any, index: int) -> int:
     operator.inputs, operator.outputs = [index], [len(graph.tensors) - 1]
     graph.operators.append(operator)
     return len(graph.tensors) - 1
+
+
+def _first(model: Any, graph: Any, index: int) -> int:
+    """The tensor that an integer one was rounded from once more, for an operator that wants another scale."""
+    for kind, operator in zip(operator_kinds(model, graph), graph.operators, strict=True):
+        given = int(operator.inputs[0]) if len(operator.inputs) else -1
+        if kind == "QUANTIZE" and index in operator.outputs and tensor_type(graph.tensors[given]) in INTEGERS:
+            return _first(model, graph, given)
+    return index
 
 
 def _code(model: Any, schema: Any) -> int:

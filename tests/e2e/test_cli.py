@@ -291,7 +291,8 @@ def test_a_bug_inside_a_step_is_a_bug_and_is_not_blamed_on_a_library(place, monk
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_control_c_exits_with_130_and_publishes_nothing(place, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_and_publishes_nothing(place, tmp_path, number, code):
     other = Workplace(tmp_path)
     other.write("slow.py", "import time\n\n\ndef make():\n    print('begun', flush=True)\n    time.sleep(60)\n")
     (other / "calib.npz").write_bytes((place / "calib.npz").read_bytes())
@@ -307,9 +308,9 @@ def test_control_c_exits_with_130_and_publishes_nothing(place, tmp_path):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "interrupted" in err
     assert "Traceback" not in err
     assert out == ""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from exporter.devices import kept, kept_python
+from exporter.devices import environments, kept, kept_python
 from exporter.errors import MissingError
 from exporter.events import Event, StepFailed, StepFinished
 from exporter.store import Store
@@ -76,3 +80,50 @@ def test_where_no_python_fits_the_message_says_which_do(tmp_path: Path, monkeypa
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert caught.value.why == f"it has wheels for Python 3.90 to 3.91; this is Python {here}, and no other was found"
     assert caught.value.hint == "install Python 3.91, so that `python3.91` starts it"
+
+
+def test_packages_that_pip_put_elsewhere_are_missed_before_anything_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = EnvironmentNeed(name="absent", requirements=("no-such-runtime==1",))
+    real = environments._call
+
+    def elsewhere(command: list[str], purpose: str, hint: str) -> None:
+        if not purpose.startswith("install"):
+            real(command, purpose, hint)
+
+    monkeypatch.setattr(environments, "_call", elsewhere)
+    store = Store(tmp_path)
+    with pytest.raises(MissingError, match="could not find no-such-runtime in the environment") as caught:
+        kept_python(store, wanted, ignore)
+    assert "pip config list" in str(caught.value.hint)
+    assert entries(store) == []
+
+
+def test_variables_that_send_packages_elsewhere_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    assert "PIP_TARGET" not in environments.clean_environment()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_what_an_interrupted_installer_started_ends_with_it(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    code = (
+        "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); "
+        f"open({str(told)!r}, 'w').write(f'{{child.pid}}\\n'); child.wait()"
+    )
+
+    def interrupt() -> None:
+        while not (told.is_file() and told.read_text().endswith("\n")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        environments._call([sys.executable, "-c", code], "wait", "")
+    child = Path(f"/proc/{told.read_text().strip()}/stat")
+    deadline = time.monotonic() + 10
+    # One whose parent has gone is no more than an entry, until the system takes it away.
+    while child.exists() and child.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
