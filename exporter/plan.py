@@ -17,7 +17,14 @@ import msgspec
 from exporter.convert import convert_struct, defaults_of
 from exporter.errors import InputError, PlanError, shorten
 from exporter.merge_checks import check_merge, default_source
-from exporter.plan_checks import check_compress, check_files, check_preprocessing, check_top_level, learns
+from exporter.plan_checks import (
+    check_compress,
+    check_dynamic,
+    check_files,
+    check_preprocessing,
+    check_top_level,
+    learns,
+)
 from exporter.plan_sets import deep_merge, parse_sets
 from exporter.plan_types import (
     CompressPlan,
@@ -318,6 +325,9 @@ def _target_plan(
         sections[section] = convert_struct(merged, kind, key, problems, base=None)
     if None in sections.values():
         return None
+    said = deep_merge(table.get("quantize", {}), override.get("quantize", {}))
+    usual = target.defaults.get("quantize", {})
+    check_dynamic(sections["quantize"], usual, said, f"targets.{name}.quantize", problems)
     return TargetPlan(name=name, options=options, **sections)
 
 

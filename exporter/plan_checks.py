@@ -17,9 +17,16 @@ from exporter.plan_types import (
     ModelPlan,
     PruneChannelsStep,
     PruneWeightsStep,
+    QuantizePlan,
 )
 
 Tables = dict[str, Any]
+
+STATIC = (
+    "weights", "activations", "symmetric_activations", "reduce_range", "observer", "observers", "equalize",
+    "per_tensor", "correct_biases",
+)  # fmt: skip
+"""Keys of `[quantize]` that say how static int8 is made."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -171,3 +178,23 @@ def check_preprocessing(model: ModelPlan | None, problems: list[str]) -> None:
             )
         if 0 in given.std:
             problems.append(f"{where}.std: values are divided by it, so none can be 0 (got {list(given.std)})")
+
+
+def check_dynamic(
+    quantize: QuantizePlan, usual: Mapping[str, Any], own: Mapping[str, Any], where: str, problems: list[str]
+) -> None:
+    """Names keys that would be ignored: dynamic int8 takes its ranges at run time, and its types are given.
+
+    Args:
+        quantize: what is in force for a target.
+        usual: what the target itself sets.
+        own: what was said for this target alone; the rest may be meant for others, where that alone makes it dynamic.
+        where: the target's section.
+        problems: receives every fault found.
+    """
+    if not (quantize.enabled and quantize.dynamic):
+        return
+    default = QuantizePlan(**usual)
+    for key in STATIC:
+        if getattr(quantize, key) != getattr(default, key) and (key in own or not own.get("dynamic")):
+            problems.append(f"{where}.{key}: `dynamic = true` makes no static int8, which is what this key is for")

@@ -113,7 +113,7 @@ class Candidates:
     def _suits_dynamic(self) -> bool:
         from exporter.quantize import suits_dynamic
 
-        return suits_dynamic(self._float_model.path)
+        return suits_dynamic(self._float_model.path, self._plan.quantize.ops)
 
     def quantized(self, model: Int8Model, scheme: QuantScheme) -> Int8Model:
         """See `Maker`."""

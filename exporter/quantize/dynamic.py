@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Coverage, QuantScheme, Skipped
-from exporter.errors import StageError, shorten
+from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.coverage import EXCLUDED
 from exporter.quantize.details import check_names, quant_type
 from exporter.quantize.prepare import PREPARED, external_size, is_large, prepare
@@ -24,10 +25,18 @@ PRODUCTS = ("MatMul", "Gemm", "Attention")
 OPS = ("MatMul", "LSTM", "Attention", "Gather", "EmbedLayerNormalization")
 """What onnxruntime quantizes dynamically, but convolutions; a Gemm becomes a MatMul first."""
 RECURRENT = ("LSTM", "GRU", "RNN")
+AS_MATMUL = "_MatMul"
+"""What onnxruntime adds to the name of a Gemm when it makes a MatMul of it, before it looks what to leave alone."""
+NOT_ASKED = "its operator is not among those to quantize"
 
 
-def suits_dynamic(model: Path) -> bool:
-    """Whether a float ONNX file is a transformer or a recurrent net: what dynamic int8 is worth trying for."""
+def suits_dynamic(model: Path, ops: Collection[str] = ()) -> bool:
+    """Whether a float ONNX file is a transformer or a recurrent net: what dynamic int8 is worth trying for.
+
+    Args:
+        model: the float file.
+        ops: operators to quantize, where not all that can be are.
+    """
     import onnx
 
     graph = onnx.load(model, load_external_data=False).graph
@@ -37,8 +46,9 @@ def suits_dynamic(model: Path) -> bool:
         or (node.op_type == "MatMul" and constant.isdisjoint(node.input))
         for node in graph.node
     )
-    products = any(node.op_type in PRODUCTS and not constant.isdisjoint(node.input) for node in graph.node)
-    return (attention and products) or any(node.op_type == "LSTM" for node in graph.node)
+    asked = [node for node in graph.node if not ops or node.op_type in ops]
+    products = any(node.op_type in PRODUCTS and not constant.isdisjoint(node.input) for node in asked)
+    return (attention and products) or any(node.op_type == "LSTM" for node in asked)
 
 
 def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Coverage:
@@ -53,7 +63,7 @@ def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Cover
         Which nodes became int8.
 
     Raises:
-        InputError: the scheme names a node or operator that does not exist.
+        InputError: the scheme names a node or operator that does not exist, or no operator with a dynamic form.
         StageError: onnxruntime failed.
     """
     import onnx
@@ -64,15 +74,18 @@ def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Cover
         prepare(model, prepared, large=is_large(model), equalized=scheme.equalize)
         graph = onnx.load(prepared, load_external_data=False).graph
         check_names(graph, scheme, ())
+        ops = _asked_ops(scheme)
+        left = {node.name for node in graph.node if node.name in scheme.exclude or not _asked(node.op_type, scheme)}
+        turned = {f"{node.name}{AS_MATMUL}" for node in graph.node if node.op_type == "Gemm" and node.name in left}
         try:
             quantization.quantize_dynamic(
                 prepared,
                 output,
-                op_types_to_quantize=[op for op in OPS if not scheme.ops or op in scheme.ops],
+                op_types_to_quantize=ops,
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
                 weight_type=quant_type(scheme.weights),
-                nodes_to_exclude=list(scheme.exclude),
+                nodes_to_exclude=sorted(left | turned),
                 use_external_data_format=external_size(prepared) > 0,
                 extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
             )
@@ -86,21 +99,41 @@ def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Cover
         return _coverage(graph, output, scheme)
 
 
+def _asked_ops(scheme: QuantScheme) -> list[str]:
+    """The operators to quantize, in onnxruntime's words; it would take none for all."""
+    found = [op for op in OPS if _asked(op, scheme) or (op == "MatMul" and "Gemm" in scheme.ops)]
+    if not found:
+        raise InputError(
+            f"no dynamic int8 is made of {', '.join(scheme.ops)}",
+            where="quantize.ops",
+            why="their ranges would be taken at run time, and onnxruntime has no fast form of them that does",
+            hint=f"operators that have one: {', '.join(sorted((*OPS, 'Gemm')))}",
+        )
+    return found
+
+
+def _asked(op: str, scheme: QuantScheme) -> bool:
+    return not scheme.ops or op in scheme.ops
+
+
 def _coverage(graph: onnx.GraphProto, output: Path, scheme: QuantScheme) -> Coverage:
     import onnx
 
     constant = {tensor.name for tensor in graph.initializer}
-    kept = {node.name for node in onnx.load(output, load_external_data=False).graph.node}
+    kept = {(node.name, node.op_type) for node in onnx.load(output, load_external_data=False).graph.node}
     quantized: Counter[str] = Counter()
     skipped = []
     for node in graph.node:
         if node.op_type not in (*PRODUCTS, *RECURRENT, "Conv", "ConvTranspose"):
             continue
         computed = node.op_type in PRODUCTS and constant.isdisjoint(node.input)
-        if node.name not in kept and not computed:
+        stays = (node.name, node.op_type) in kept
+        stays |= node.op_type == "Gemm" and (f"{node.name}{AS_MATMUL}", "MatMul") in kept
+        if not stays and not computed:
             quantized[node.op_type] += 1
             continue
         reason = "none of its inputs is constant" if computed else "onnxruntime has no fast dynamic form of it"
+        reason = reason if _asked(node.op_type, scheme) else NOT_ASKED
         reason = EXCLUDED if node.name in scheme.exclude else reason
         skipped.append(Skipped(node=node.name, op=node.op_type, reason=reason))
     return Coverage(

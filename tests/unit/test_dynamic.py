@@ -98,3 +98,64 @@ def test_nodes_named_stay_float(tmp_path):
     assert coverage.quantized_ops == {"MatMul": 3}
     with pytest.raises(InputError, match="no node is called 'oot'"):
         quantize_dynamic(path, tmp_path / "other.onnx", scheme=QuantScheme(dynamic=True, exclude=("oot",)))
+
+
+def mixed() -> Any:
+    """Two Gemms and a MatMul."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["r"], name="rows"),
+        helper.make_node("Gemm", ["r", "U", "b"], ["u"], name="up", transB=1),
+        helper.make_node("Gemm", ["u", "D", "b"], ["d"], name="down"),
+        helper.make_node("MatMul", ["d", "O"], ["y"], name="out"),
+    ]
+    weights = {name: weight(index, WIDTH, WIDTH) for index, name in enumerate("UDO")}
+    return net(nodes, weights | {"b": weight(4, WIDTH), "rows": np.array([-1, WIDTH])})
+
+
+@pytest.mark.parametrize(
+    ("choice", "quantized", "left"),
+    [
+        ({"exclude": ("up",)}, {"Gemm": 1, "MatMul": 1}, {"up": "left in float by name"}),
+        ({"ops": ("Gemm",)}, {"Gemm": 2}, {"out": "its operator is not among those to quantize"}),
+        (
+            {"ops": ("MatMul",)},
+            {"MatMul": 1},
+            dict.fromkeys(("up", "down"), "its operator is not among those to quantize"),
+        ),
+    ],
+)
+def test_gemms_are_left_alone_by_name_and_by_operator(
+    tmp_path: Path, choice: dict[str, Any], quantized: dict[str, int], left: dict[str, str]
+) -> None:
+    scheme = QuantScheme(dynamic=True, reduce_range=True, **choice)
+    coverage = quantize_dynamic(saved(tmp_path, mixed()), tmp_path / "int8.onnx", scheme=scheme)
+    assert coverage.quantized_ops == quantized
+    assert {one.node: one.reason for one in coverage.skipped} == left
+    products = [node for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "MatMulInteger"]
+    assert len(products) == sum(quantized.values()), "what is told is what the file holds"
+
+
+def test_operators_without_a_dynamic_form_are_refused_instead_of_taking_all(tmp_path: Path) -> None:
+    path = saved(tmp_path, mixed())
+    with pytest.raises(InputError, match="no dynamic int8 is made of Reshape"):
+        quantize_dynamic(path, tmp_path / "int8.onnx", scheme=QuantScheme(dynamic=True, ops=("Reshape",)))
+
+
+def test_doubles_stay_what_they_are_and_that_is_told(tmp_path: Path) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"w": (WIDTH, WIDTH), "b": (WIDTH,)}
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="product")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["batch", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["batch", WIDTH])],
+        [numpy_helper.from_array(weight(i, *s).astype(np.float64), n) for i, (n, s) in enumerate(shapes.items())],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    coverage = quantize_dynamic(saved(tmp_path, model), tmp_path / "int8.onnx", scheme=SCHEME)
+    assert (coverage.quantized, coverage.eligible) == (0, 1)
+
+
+def test_it_is_not_offered_where_only_other_operators_are_asked_for(tmp_path: Path) -> None:
+    path = saved(tmp_path, attention())
+    assert suits_dynamic(path, ("MatMul",))
+    assert not suits_dynamic(path, ("Softmax",))

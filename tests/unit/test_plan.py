@@ -399,6 +399,20 @@ def test_a_wrong_value_is_one_problem_that_names_key_and_value(base: Path, line:
     assert found[0].startswith(WRONG[line])
 
 
+def test_keys_of_static_int8_are_refused_beside_dynamic_and_not_ignored(base: Path) -> None:
+    text = MINIMAL + "[quantize]\ndynamic = true\nequalize = true\nobserver = 'mse'\n[targets.cpu]\n"
+    assert problems(base, text) == [
+        f"targets.cpu.quantize.{key}: `dynamic = true` makes no static int8, which is what this key is for"
+        for key in ("observer", "equalize")
+    ]
+    # What a target sets by itself, keys that act, and what is meant for another target are no fault.
+    read(base, MINIMAL + "[quantize]\ndynamic = true\nops = ['MatMul']\n[targets.toy]\n[targets.cpu]\n")
+    shared = "[quantize]\nequalize = true\n[targets.cpu]\n[targets.toy.quantize]\ndynamic = true\n"
+    read(base, MINIMAL + shared)
+    (own,) = problems(base, MINIMAL + shared + "activations = 'int8'\n")
+    assert own.startswith("targets.toy.quantize.activations: ")
+
+
 def test_a_missing_schema_and_a_missing_model_are_named(base: Path) -> None:
     assert problems(base, "[targets.cpu]\n") == [
         "schema is missing: this version reads `schema = 1`",
