@@ -226,17 +226,34 @@ class Lint(Value, frozen=True, kw_only=True):
     action: str
 
 
+class WeakestChannel(Value, frozen=True, kw_only=True):
+    """The index of an output that is farthest from the reference, by its own energy and not the whole output's.
+
+    Attributes:
+        axis: 1, or the last axis; axis 0 counts samples.
+        index: along that axis.
+        sqnr_db: of the values at that index alone.
+    """
+
+    axis: int
+    index: int
+    sqnr_db: float
+
+
 class OutputFidelity(Value, frozen=True, kw_only=True):
     """Divergence of one output from the reference, over all evaluation samples.
 
     Attributes:
-        sqnr_db: 10 log10(signal power / error power); None when the outputs are equal bit for bit.
+        sqnr_db: 10 log10(signal power / error power); None when the outputs are equal bit for bit. Values that mask
+            others on both sides (infinities, or 1e8 and more) take no part in this and what follows.
         cosine: cosine similarity of all values taken as one vector.
         max_abs_error: largest absolute difference of one value.
         top1_agreement: share of rows with the same arg-max over the last axis; None where it does not apply.
         floating: whether the output holds floats, of which SQNR tells something.
         broken: values that are NaN or infinite where the reference is finite; the other figures leave them out, but
             SQNR is then the lowest that there is.
+        weakest: the channel with the lowest SQNR, which the whole output's does not show where channels differ in
+            size; None where no two channels have a signal, or none has an error. Gates do not read it.
     """
 
     output: str
@@ -246,6 +263,7 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
     top1_agreement: float | None = None
     floating: bool = True
     broken: int = 0
+    weakest: WeakestChannel | None = None
 
 
 class MetricResult(Value, frozen=True, kw_only=True):

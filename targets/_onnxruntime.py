@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import RuntimeNeed, Tolerance
+from exporter.masks import rounding_of, unmasked
 from exporter.target_api import ConvertRequest, Payload, VariantFile
 from targets import runner_files
 
@@ -83,10 +84,10 @@ def float_tolerance(expected: Arrays, *, relative: float | None = None) -> dict[
         if not np.issubdtype(values.dtype, np.floating):
             tolerances[name] = Tolerance(atol=0.0)
             continue
-        finite = np.abs(values[np.isfinite(values)])
-        largest = float(finite.max()) if finite.size else 0.0
+        real = np.abs(unmasked(values))
+        largest = float(real.max()) if real.size else 0.0
         share = relative or FLOAT_RELATIVE[values.dtype.itemsize]
-        tolerances[name] = Tolerance(atol=share * max(largest, 1e-6))
+        tolerances[name] = Tolerance(atol=share * max(largest, 1e-6), rtol=rounding_of(values))
     return tolerances
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.artifacts import Coverage, EdgeType, Skipped, Tolerance
+from exporter.masks import MASK, rounding_of, unmasked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,17 +126,24 @@ def with_movers(model: Path, names: Iterable[str]) -> set[str]:
     return left
 
 
-def endless_constants(model: Path) -> set[str]:
-    """Names of the float32 constants of a file that hold infinities."""
+def masking_constants(model: Path) -> set[str]:
+    """Names of the float32 constants of a file that hold values that mask others, infinities among them."""
     import numpy as np
 
     read = read_model(model)
     found = set()
     for tensor in (one for graph in read.subgraphs for one in graph.tensors if tensor_type(one) == "FLOAT32"):
         data = read.buffers[tensor.buffer].data
-        if data is not None and not np.isfinite(np.frombuffer(bytes(data), "<f4")).all():
+        if data is not None and has_masks(np.frombuffer(bytes(data), "<f4")):
             found.add(text(tensor.name))
     return found
+
+
+def has_masks(values: Any) -> bool:
+    """Whether there are infinite, NaN or mask-like values; `values` may be nested lists."""
+    import numpy as np
+
+    return not bool((np.abs(np.asarray(values, np.float64)) < MASK).all())  # Written so that NaN counts.
 
 
 def kinds(model: Path) -> set[str]:
@@ -202,7 +210,7 @@ def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quant
     """Self-test tolerance of each output: rounding for float files, an integer step (16 of int16) for quantized ones.
 
     An output that is computed in float after the last integer operator has no step of its own; it is given 1/255 of
-    the range of its expected values.
+    the range of its expected values, masks left out.
     """
     import numpy as np
 
@@ -213,15 +221,16 @@ def tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]], *, quant
         if not np.issubdtype(values.dtype, np.floating):
             tolerances[name] = Tolerance(atol=0.0)
             continue
-        finite = values[np.isfinite(values)]
+        real, share = unmasked(values), rounding_of(values)
         if not quantized:
-            largest = float(np.abs(finite).max()) if finite.size else 0.0
-            tolerances[name] = Tolerance(atol=FLOAT_RELATIVE * max(largest, 1e-6))
+            largest = float(np.abs(real).max()) if real.size else 0.0
+            tolerances[name] = Tolerance(atol=FLOAT_RELATIVE * max(largest, 1e-6), rtol=share)
             continue
-        spread = float(np.ptp(finite)) if finite.size else 0.0
+        spread = float(np.ptp(real)) if real.size else 0.0
         quantum = scales.get(name)
         step = quantum if quantum is not None else max(spread, 1e-6) / 255
-        tolerances[name] = Tolerance(atol=(FINE_STEPS if name in fine else STEPS) * step, quantum=quantum)
+        steps = FINE_STEPS if name in fine else STEPS
+        tolerances[name] = Tolerance(atol=steps * step, rtol=share, quantum=quantum)
     return tolerances
 
 

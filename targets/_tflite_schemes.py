@@ -22,7 +22,7 @@ BY_NAME = "left in float by name"
 BYTES = "turns bytes into the values that are quantized"
 UNFIT = "in this converter's form of it integers can go wrong"
 MOVES = "moves what is left in float"
-ENDLESS = "it takes or gives infinities, which have no integer form"
+MASKED = "masked values pass through it"
 
 Ranges = Mapping[str, Mapping[str, Any]]
 """By tensor, `min` and `max` of what it reached on the calibration data."""
@@ -111,7 +111,7 @@ def reasons_for(float_file: Path, left: Left, ranges: Ranges) -> Mapping[str, st
         left: what is to stay in float.
         ranges: those that a static variant is made with; none for others.
     """
-    reasons = dict.fromkeys(_endless(float_file, ranges) if ranges else (), ENDLESS)
+    reasons = dict.fromkeys(_masked(float_file, ranges) if ranges else (), MASKED)
     for one in _tflite.operators(float_file):
         if one.kind in left.types:
             reasons[one.name] = EXCLUDED
@@ -126,14 +126,13 @@ def reasons_for(float_file: Path, left: Left, ranges: Ranges) -> Mapping[str, st
     return {**dict.fromkeys(_tflite.byte_operators(float_file), BYTES), **moved, **reasons}
 
 
-def _endless(float_file: Path, ranges: Ranges) -> list[str]:
-    """Names of the operators at a tensor that is not finite throughout, as a mask of minus infinity makes it.
+def _masked(float_file: Path, ranges: Ranges) -> list[str]:
+    """Names of the operators at a tensor that reaches values that mask others, infinities among them.
 
-    The scale of such a tensor would be infinite, and runtimes crash on a file with one.
+    No scale fits a mask and what it masks: all that is not masked would be rounded to zero. That of an infinity would
+    be infinite, and runtimes crash on a file with one.
     """
-    import numpy as np
-
     wide = {
-        name for name, found in ranges.items() if not all(np.isfinite(value).all() for value in found.values())
-    } | _tflite.endless_constants(float_file)
+        name for name, found in ranges.items() if any(_tflite.has_masks(value) for value in found.values())
+    } | _tflite.masking_constants(float_file)
     return [one.name for one in _tflite.operators(float_file) if not wide.isdisjoint(one.tensors)]

@@ -63,7 +63,7 @@ class MobileTarget:
     """The mobile target; see `exporter.target_api.Target`."""
 
     name = "mobile"
-    version = 2
+    version = 3
     summary = "Android, iOS: .tflite fp32 and static int8 (s8s8) on LiteRT, or ORT format on onnxruntime"
     options_type = MobileOptions
     products = PRODUCTS

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import Fidelity, OutputFidelity
 from exporter.errors import InputError, StageError
+from exporter.masks import masked_alike
+from exporter.measure.channels import Channels
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[np.generic]]
+    Floats = NDArray[np.float64]
 
 
 WORST_DB = -300.0
 """SQNR of an output without a signal, or with values that are no numbers."""
 
 
-class _Divergence:
-    """Running sums for one output."""
+class _Sums:
+    """Running sums over pairs of values."""
 
     def __init__(self) -> None:
         self.signal = 0.0
@@ -29,10 +32,35 @@ class _Divergence:
         self.dot = 0.0
         self.candidate = 0.0
         self.largest = 0.0
+
+    def add(self, left: Floats, right: Floats, error: Floats) -> None:
+        import numpy as np
+
+        self.signal += float(np.sum(left * left))
+        self.candidate += float(np.sum(right * right))
+        self.dot += float(np.sum(left * right))
+        self.error += float(np.sum(error * error))
+        self.largest = max(self.largest, float(np.max(np.abs(error), initial=0.0)))
+
+    @property
+    def cosine(self) -> float:
+        """Of both sides as vectors."""
+        norm = math.sqrt(self.signal * self.candidate)
+        return min(1.0, self.dot / norm) if norm > 0 else float(self.error == 0.0)
+
+
+class _Divergence:
+    """Running sums for one output."""
+
+    def __init__(self) -> None:
+        self.real = _Sums()
+        self.masks = _Sums()
+        self.channels = Channels()
         self.rows = 0
         self.agreeing = 0
         self.values = 0
         self.finite = 0
+        self.masked = 0
         self.broken = 0
 
     def add(self, reference: NDArray[np.generic], candidate: NDArray[np.generic]) -> None:
@@ -43,31 +71,37 @@ class _Divergence:
         same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
         finite = np.isfinite(wanted)
         broken = finite & ~np.isfinite(got)
+        # Nor do finite masks (-1e9), beside whose energy that of all other values would vanish.
+        floating = np.issubdtype(reference.dtype, np.floating)
+        masked = masked_alike(wanted, got) if floating else np.zeros(wanted.shape, bool)
         self.broken += int(np.count_nonzero(broken))
         self.values += wanted.size
         self.finite += int(np.count_nonzero(finite))
+        self.masked += int(np.count_nonzero(masked))
         with np.errstate(invalid="ignore"):  # -inf minus -inf, which `same` takes out again.
             error = np.where(same | broken, 0.0, got - wanted)
         left, right = np.where(finite, wanted, 0.0), np.where(finite & ~broken, got, 0.0)
-        self.signal += float(np.sum(left * left))
-        self.candidate += float(np.sum(right * right))
-        self.dot += float(np.sum(left * right))
-        self.error += float(np.sum(error * error))
-        self.largest = max(self.largest, float(np.max(np.abs(error), initial=0.0)))
+        real = [np.where(masked, 0.0, values) for values in (left, right, error)]
+        self.real.add(*real)
+        if floating:
+            self.channels.add(real[0], real[2])
+        self.masks.add(*(values[masked] for values in (left, right, error)))
         if wanted.ndim >= 2 and wanted.shape[-1] > 1:
             self.rows += wanted.size // wanted.shape[-1]
             self.agreeing += int(np.sum(wanted.argmax(-1) == got.argmax(-1)))
 
     def result(self, output: str, floating: bool) -> OutputFidelity:
-        norm = math.sqrt(self.signal * self.candidate)
+        # Where all values are so large, they are no masks.
+        sums = self.masks if self.masked == self.finite and not self.real.error else self.real
         return OutputFidelity(
             output=output,
-            sqnr_db=WORST_DB if self.broken else sqnr_db(self.signal, self.error),
-            cosine=min(1.0, self.dot / norm) if norm > 0 else float(self.error == 0.0),
-            max_abs_error=self.largest,
+            sqnr_db=WORST_DB if self.broken else sqnr_db(sums.signal, sums.error),
+            cosine=sums.cosine,
+            max_abs_error=sums.largest,
             top1_agreement=self.agreeing / self.rows if self.rows and floating else None,
             floating=floating,
             broken=self.broken,
+            weakest=self.channels.weakest(),
         )
 
 

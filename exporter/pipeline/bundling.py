@@ -143,6 +143,7 @@ class Bundling:
             job.int8_sides += sides
         gates.warn_of_chance(made.judged[0][1], signature)
         gates.hold(made.judged)
+        self.notes += gates.unseen(made.judged)
         return self._assemble(made, signature, checked, data)
 
     def _check_dynamic(self) -> None:

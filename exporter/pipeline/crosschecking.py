@@ -100,7 +100,7 @@ class MadeAlike(msgspec.Struct, frozen=True, kw_only=True):
             "inputs": self.inputs,
             "versions": versions("onnxruntime"),
         }
-        stored = job.steps.stored("cross-check", 1, parts, build, label=label, total=self.reference.batches)
+        stored = job.steps.stored("cross-check", 2, parts, build, label=label, total=self.reference.batches)
         fidelity = load_json(stored.folder / "fidelity.json", Fidelity)
         return msgspec.structs.replace(other, scheme=scheme, coverage=made.file.coverage, fidelity=fidelity)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.artifacts import Fidelity, HistoryEntry, Signature
+from exporter.artifacts import Fidelity, HistoryEntry, Signature, WeakestChannel
 from exporter.errors import GateError
 from exporter.events import Note
 from exporter.measure import apply_gate
-from exporter.pipeline.judging import unjudged
+from exporter.pipeline.judging import judged_by, unjudged
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan, TargetPlan
 from exporter.tables import history_lines
 from exporter.target_api import VariantFile
+
+LOST_DB = 10.0
+"""A channel with noise of over a tenth of its signal, in an output that is better by as much, is worth a warning."""
 
 
 class Gates:
@@ -64,6 +67,24 @@ class Gates:
                 hint=self._hint(),
             )
 
+    def unseen(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> tuple[str, ...]:
+        """Channels that are lost in outputs that pass: the gate, which goes by the whole output, cannot see them."""
+        evaluation = self._whole.evaluation
+        measured = judged_by(evaluation) is not None
+        if measured and evaluation is not None and evaluation.metric != "accuracy":
+            return ()
+        lost: dict[str, list[tuple[str, float, WeakestChannel]]] = {}
+        for variant, fidelity in judged:
+            names = [output.output for output in fidelity.outputs]
+            seen = set(names) - set(unjudged(self._whole, names)) if measured else set()
+            for output in fidelity.outputs:
+                weak, whole = output.weakest, output.sqnr_db
+                if weak is None or whole is None or output.output in seen:
+                    continue
+                if weak.sqnr_db < min(LOST_DB, whole - LOST_DB):
+                    lost.setdefault(output.output, []).append((variant.name, whole, weak))
+        return tuple(_lost_text(name, found) for name, found in lost.items())
+
     def warn_of_chance(self, fidelity: Fidelity, signature: Signature) -> None:
         """A trained model that guesses points to labels in another order; the gate, being relative, cannot see it."""
         evaluation = self._whole.evaluation
@@ -85,3 +106,14 @@ class Gates:
             else f"allow more repairs than [quantize] budget = {budget!r}"
         )
         return f"{repairs}, calibrate with more data, leave nodes in float with [quantize] exclude, or change [gate]"
+
+
+def _lost_text(output: str, found: Sequence[tuple[str, float, WeakestChannel]]) -> str:
+    _, whole, weak = min(found, key=lambda one: one[2].sqnr_db)
+    names = ", ".join(name for name, _, _ in found)
+    least = round(weak.sqnr_db, 1) + 0.0  # No "-0.0".
+    return (
+        f"output '{output}' is lost in part ({names}): at index {weak.index} of axis {weak.axis} its SQNR is "
+        f"{least:.1f} dB, though as a whole it has {whole:.1f} dB. The gate does not see it: let a metric of your "
+        "own judge it ([evaluation] metric), and see with `edge-exporter analyze` where it is lost"
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifacts import ObserverName
+from exporter.masks import MASK
 from exporter.quantize.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ MOMENTUM = 0.9
 """Weight of the past in the moving average of each sample's extremes."""
 PERCENTILE = 99.999
 """Share of values, in percent, that the percentile observer keeps; onnxruntime's default too."""
-MASK = 1e8
-"""Values of this magnitude are there to mask others (-inf, or the smallest float), not to be computed with."""
 LEVELS = {True: 255, False: 127}
 """Levels above zero of tensors that are never negative, and of others."""
 ENTROPY_BINS = 2048

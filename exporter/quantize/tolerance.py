@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Tolerance
+from exporter.masks import rounding_of, unmasked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ def int8_tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]]) -> 
     """One int8 step for each float output, none for integer outputs.
 
     The step is the scale of the DequantizeLinear that makes the output. An output computed in float after the
-    last int8 node has no step of its own; it is given 1/255 of the range of its expected values.
+    last int8 node has no step of its own; it is given 1/255 of the range of its expected values, masks left out.
     """
     import numpy as np
 
@@ -31,10 +32,10 @@ def int8_tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]]) -> 
             tolerances[name] = Tolerance(atol=0.0)
             continue
         quantum = scales.get(name)
-        finite = values[np.isfinite(values)]
-        spread = float(finite.max() - finite.min()) if finite.size else 0.0
+        real = unmasked(values)
+        spread = float(real.max() - real.min()) if real.size else 0.0
         step = quantum if quantum is not None else max(spread, 1e-6) / 255
-        tolerances[name] = Tolerance(atol=STEPS * step, quantum=quantum)
+        tolerances[name] = Tolerance(atol=STEPS * step, rtol=rounding_of(values), quantum=quantum)
     return tolerances
 
 

@@ -53,6 +53,8 @@ def test_a_reader_can_find_the_node_at_fault(tmp_path: Path) -> None:
     assert first[:3] == ["head", "-", "Concat"]
     assert "float" in next(line for line in outputs[1].splitlines() if line.startswith("head"))
     assert (tmp_path / "analysis.json").stat().st_size > 1000
+    (manifest,) = (tmp_path / "bundles").glob("detector-cpu-*/manifest.json")
+    assert "output 'out' is lost in part (int8): at index" in manifest.read_text()
 
 
 @pytest.mark.slow

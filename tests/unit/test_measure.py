@@ -104,6 +104,28 @@ def test_masks_of_minus_infinity_agree_and_carry_no_signal():
     assert result.top1_agreement == 1.0
 
 
+def test_finite_masks_hide_no_error_of_the_values_that_they_leave():
+    wanted = np.array([[1.0, -1e9, 2.0], [-1e9, 3.0, 4.0]], np.float32)
+    zeroed = np.where(wanted < -1e8, np.float32(-1.004e9), np.float32(0))
+    result = one(wanted, zeroed)
+    assert (result.sqnr_db, result.max_abs_error, result.cosine) == (0.0, 4.0, 0.0)
+    assert one(wanted, np.where(wanted < -1e8, np.float32(-1.004e9), wanted)).sqnr_db is None
+
+
+def test_a_finite_mask_that_one_side_lacks_is_an_error():
+    wanted = np.array([[1.0, -1e9]], np.float32)
+    assert one(wanted, np.zeros_like(wanted)).sqnr_db == pytest.approx(0.0)
+    assert one(wanted, np.array([[1.0, 1e9]], np.float32)).sqnr_db < 0
+    assert one(np.array([[-np.inf, -1e9]], np.float32), np.array([[5.0, -1e9]], np.float32)).sqnr_db == -300
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_an_output_of_nothing_but_large_values_is_compared_as_any_other(dtype):
+    wanted = np.array([[2e9, 4e9]]).astype(dtype)
+    assert one(wanted, wanted // 2).sqnr_db == pytest.approx(10 * math.log10(4))
+    assert one(wanted, wanted // 2).max_abs_error == 2e9
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_no_number_where_the_model_has_one_fails_any_gate(value):
     wanted = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -141,6 +163,31 @@ def test_top1_applies_to_rows_of_float_scores_only():
     assert one(scores[:, 0], scores[:, 0]).top1_agreement is None
     whole = scores.astype(np.int64)
     assert one(whole, whole).top1_agreement is None
+
+
+def test_the_weakest_channel_is_found_along_either_axis_and_over_batches():
+    random = np.random.default_rng(0)
+    boxes, scores = random.uniform(100, 600, (6, 4, 5)), random.uniform(0.1, 1, (6, 2, 5))
+    wanted = np.concatenate([boxes, scores], 1).astype(np.float32)
+    got = wanted + np.float32(1)
+    got[:, 4] = wanted[:, 4]
+    own = 10 * math.log10(float(np.square(wanted[:, 5].astype(np.float64)).sum()) / 30)
+    for axis, at, back in ((1, wanted, got), (2, wanted.transpose(0, 2, 1), got.transpose(0, 2, 1))):
+        (result,) = measured(*(({"y": at[i : i + 2]}, {"y": back[i : i + 2]}) for i in (0, 2, 4))).outputs
+        assert result.weakest is not None
+        assert (result.weakest.axis, result.weakest.index) == (axis, 5)
+        assert result.weakest.sqnr_db == pytest.approx(own, abs=1e-4)
+        assert result.sqnr_db > 40 > result.weakest.sqnr_db
+
+
+def test_what_has_no_two_channels_has_no_weakest_one():
+    row = np.array([[1.0, 1e-9, 0.0], [2.0, 0.0, 0.0]], np.float32)
+    assert one(row, row + np.float32(0.5)).weakest is None, "what float32 does not keep beside the first is no signal"
+    wide = np.array([[1.0, 2.0]], np.float32)
+    assert one(wide, wide).weakest is None
+    assert one(wide[:, 0], wide[:, 1]).weakest is None
+    parts = [({"y": np.ones((1, n), np.float32)}, {"y": np.zeros((1, n), np.float32)}) for n in (2, 3)]
+    assert measured(*parts).outputs[0].weakest is None, "positions of a dynamic axis are no channels"
 
 
 @pytest.mark.parametrize("got", [{}, {"y": np.ones((2, 4))}, {"y": np.ones((3, 3))}])

@@ -10,35 +10,37 @@ import pytest
 from targets import _tflite
 from targets._litert_worker import library
 from targets._tflite_names import give_names
-from targets._tflite_schemes import ENDLESS, Left, reasons_for
+from targets._tflite_schemes import MASKED, Left, reasons_for
 from targets._tflite_signature import _as_real, mend_signature
 
 FLOAT = Path(__file__).parents[1] / "e2e" / "quadrants_by_onnx2tf.tflite"
 
 
-def test_what_takes_or_gives_infinities_stays_in_float() -> None:
+@pytest.mark.parametrize("mask", [-np.inf, -1e9, np.nan])
+def test_what_takes_or_gives_masked_values_stays_in_float(mask: float) -> None:
     first, second = _tflite.operators(FLOAT)[-2:]
     ranges = {
-        one.name: {"min": [[-np.inf if one.name == first.name else -1.0]], "max": [[1.0]]}
+        one.name: {"min": [[mask if one.name == first.name else -1.0]], "max": [[1.0]]}
         for one in _tflite.operators(FLOAT)
     }
     assert first.name in second.tensors
-    assert reasons_for(FLOAT, Left(), ranges) == {first.name: ENDLESS, second.name: ENDLESS}
+    assert reasons_for(FLOAT, Left(), ranges) == {first.name: MASKED, second.name: MASKED}
     assert reasons_for(FLOAT, Left(), {}) == {}
 
 
-def test_constants_with_infinities_are_found(tmp_path: Path) -> None:
-    assert _tflite.endless_constants(FLOAT) == set()
+@pytest.mark.parametrize("mask", [-np.inf, -1e9])
+def test_constants_that_mask_are_found(mask: float, tmp_path: Path) -> None:
+    assert _tflite.masking_constants(FLOAT) == set()
     model = _tflite.read_model(FLOAT)
     graph = model.subgraphs[0]
     filled = [one for one in graph.tensors if model.buffers[one.buffer].data is not None]
     masked = next(one for one in filled if _tflite.tensor_type(one) == "FLOAT32")
     values = np.frombuffer(bytes(model.buffers[masked.buffer].data), "<f4").copy()
-    values[0] = -np.inf
+    values[0] = mask
     model.buffers[masked.buffer].data = values.view(np.uint8)
     library("ai_edge_litert.tools.flatbuffer_utils").write_model(model, str(tmp_path / "masked.tflite"))
     name = _tflite.text(masked.name)
-    assert _tflite.endless_constants(tmp_path / "masked.tflite") == {name}
+    assert _tflite.masking_constants(tmp_path / "masked.tflite") == {name}
     found = {one.name for one in _tflite.operators(FLOAT) if name in one.tensors}
     finite = {one.name: {"min": [[0.0]], "max": [[1.0]]} for one in _tflite.operators(FLOAT)}
     assert found
@@ -118,3 +120,12 @@ def test_a_constant_gives_way_to_an_output_of_its_name(tmp_path: Path) -> None:
     names = [_tflite.text(tensor.name) for tensor in _tflite.read_model(path).subgraphs[0].tensors]
     assert names.count("arith.constant") == 1
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_mask_does_not_widen_the_tolerance_of_what_it_leaves(quantized: bool) -> None:
+    expected = {"y": np.array([[0.5, -1e9, -0.5]], np.float32)}
+    tolerance = _tflite.tolerance(FLOAT, expected, quantized=quantized)["y"]
+    assert tolerance.atol < 0.01
+    assert 64 < tolerance.rtol * 1e9 < 1e5, "a mask plus a score, rounded to float32"
+    assert _tflite.tolerance(FLOAT, {"y": np.ones((1, 2), np.float32)}, quantized=quantized)["y"].rtol == 0
