@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from exporter.artifacts import Manifest, TensorSpec
 from exporter.target_api import SHARED
-from targets._handover import identifier
+from targets._handover import shown_variant, which
+from targets._handover_words import comment, identifiers, kotlin_text, swift_text
 
 OPERATORS = "required_operators_and_types.config"
 KOTLIN = {
@@ -18,17 +19,22 @@ KOTLIN_BYTES = {
     "float16": "FLOAT16", "int16": "INT16", "int8": "INT8", "uint8": "UINT8", "bool": "BOOL"
 }  # fmt: skip
 """Element type -> the type that tells what a buffer of bytes holds."""
-SWIFT = {"float32": "float", "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uInt8"}
+SAME_BITS = {"uint16": "int16", "uint32": "int32", "uint64": "int64"}
+"""Element types that the API for Kotlin and Java gives as others of their size, and takes not at all."""
+SWIFT = {
+    "float32": "float", "int64": "int64", "int32": "int32", "int8": "int8", "uint8": "uInt8", "uint32": "uInt32",
+    "uint64": "uInt64",
+}  # fmt: skip
 
 
 def app_guide(manifest: Manifest) -> str:
     """Android, iOS and a reduced build, for the first variant that is not float where there is one."""
-    variant = next((one for one in manifest.variants if one.name != manifest.float_variant), manifest.variants[0])
+    variant = shown_variant(manifest)
     special = [one.name for one in manifest.variants if one.specialises == variant.name]
     lines = [
         "## In an app",
         "",
-        f"The lines below open `{variant.main}`, copied into the app; the other variants are opened in the same way.",
+        *which(manifest, variant, "model.ort"),
     ]
     if special:
         lines += [
@@ -48,16 +54,37 @@ def app_guide(manifest: Manifest) -> str:
 
 def _kotlin(manifest: Manifest) -> list[str]:
     inputs, outputs = manifest.signature.inputs, manifest.signature.outputs
+    names = identifiers((*inputs, *outputs))
+    taken = {spec.dtype for spec in inputs} - set(KOTLIN) - set(KOTLIN_BYTES)
+    given = {spec.dtype for spec in outputs} - set(KOTLIN) - set(KOTLIN_BYTES) - set(SAME_BITS)
+    if taken or given:
+        return [
+            f"Android: onnxruntime's API for Kotlin and Java makes no tensors of {', '.join(sorted(taken | given))}; "
+            "its C API opens the file.",
+            "",
+        ]
+    pairs = [f"{kotlin_text(spec.name)} to {name}" for spec, name in zip(inputs, names, strict=False)]
+    unsigned = sorted({spec.dtype for spec in outputs} & set(SAME_BITS))
     return [
         'Android (Kotlin, `implementation("com.microsoft.onnxruntime:onnxruntime-android:latest.release")`):',
         "",
+        *([f"{', '.join(unsigned)} come as signed integers with the same bits.", ""] if unsigned else []),
         "```kotlin",
+        "import ai.onnxruntime.*",
+        "import java.nio.*",
+        "",
         "val environment = OrtEnvironment.getEnvironment()",
         'val session = environment.createSession(context.assets.open("model.ort").readBytes())',
-        *(f"val {identifier(spec)} = {_kotlin_tensor(spec)}  // {spec}" for spec in inputs),
-        "val inputs = mapOf(" + ", ".join(f'"{spec.name}" to {identifier(spec)}' for spec in inputs) + ")",
+        *(
+            f"val {name} = {_kotlin_tensor(spec)}  // {comment(spec)}"
+            for spec, name in zip(inputs, names, strict=False)
+        ),
+        f"val inputs = mapOf({', '.join(pairs)})",
         "session.run(inputs).use { results ->",
-        *(f"    val {identifier(spec)} = {_kotlin_result(spec)}  // {spec}" for spec in outputs),
+        *(
+            f"    val {name} = {_kotlin_result(spec)}  // {comment(spec)}"
+            for spec, name in zip(outputs, names[len(inputs) :], strict=True)
+        ),
         "}",
         "```",
         "",
@@ -71,17 +98,19 @@ def _kotlin_tensor(spec: TensorSpec) -> str:
         return f"OnnxTensor.createTensor(environment, {KOTLIN[spec.dtype][0]}.allocate({count}), {shape})"
     kind = KOTLIN_BYTES[spec.dtype]
     size = f"{count} * 2" if kind.endswith("16") else count
-    return f"OnnxTensor.createTensor(environment, ByteBuffer.allocateDirect({size}), {shape}, OnnxJavaType.{kind})"
+    buffer = f"ByteBuffer.allocateDirect({size}).order(ByteOrder.nativeOrder())"
+    return f"OnnxTensor.createTensor(environment, {buffer}, {shape}, OnnxJavaType.{kind})"
 
 
 def _kotlin_result(spec: TensorSpec) -> str:
-    held = KOTLIN[spec.dtype][1] if spec.dtype in KOTLIN else "byteBuffer"
-    return f'(results["{spec.name}"].get() as OnnxTensor).{held}'
+    dtype = SAME_BITS.get(spec.dtype, spec.dtype)
+    held = KOTLIN[dtype][1] if dtype in KOTLIN else "byteBuffer"
+    return f"(results[{kotlin_text(spec.name)}].get() as OnnxTensor).{held}"
 
 
 def _swift(manifest: Manifest) -> list[str]:
     inputs, outputs = manifest.signature.inputs, manifest.signature.outputs
-    wanted = ", ".join(f'"{spec.name}"' for spec in outputs)
+    names = identifiers((*inputs, *outputs))
     lacking = sorted({spec.dtype for spec in (*inputs, *outputs)} - set(SWIFT))
     if lacking:
         return [
@@ -89,35 +118,38 @@ def _swift(manifest: Manifest) -> list[str]:
             "in the pod `onnxruntime-c`.",
             "",
         ]
+    given = [f"{swift_text(spec.name)}: {name}" for spec, name in zip(inputs, names, strict=False)]
+    wanted = [swift_text(spec.name) for spec in outputs]
     return [
         "iOS (Swift, the pod `onnxruntime-objc`):",
         "",
         "```swift",
+        "import onnxruntime_objc",
+        "",
         "let environment = try ORTEnv(loggingLevel: .warning)",
         'let path = Bundle.main.path(forResource: "model", ofType: "ort")!',
         "let session = try ORTSession(env: environment, modelPath: path, sessionOptions: nil)",
-        *(line for spec in inputs for line in _swift_tensor(spec)),
-        "let results = try session.run(withInputs: ["
-        + ", ".join(f'"{spec.name}": {identifier(spec)}' for spec in inputs)
-        + f"], outputNames: [{wanted}], runOptions: nil)",
+        *(_swift_tensor(spec, name) for spec, name in zip(inputs, names, strict=False)),
+        f"let results = try session.run(withInputs: [{', '.join(given)}], outputNames: [{', '.join(wanted)}], "
+        "runOptions: nil)",
         *(
-            f'let {identifier(spec)} = try results["{spec.name}"]!.tensorData() as Data  // {spec}, row-major'
-            for spec in outputs
+            f"let {name} = try results[{text}]!.tensorData() as Data  // {comment(spec)}, row-major"
+            for spec, text, name in zip(outputs, wanted, names[len(inputs) :], strict=True)
         ),
         "```",
         "",
     ]
 
 
-def _swift_tensor(spec: TensorSpec) -> list[str]:
+def _swift_tensor(spec: TensorSpec, name: str) -> str:
     import numpy as np
 
     sizes = _sizes(spec)
     length = " * ".join(map(str, [*sizes, np.dtype(spec.dtype).itemsize]))
-    return [
-        f"let {identifier(spec)} = try ORTValue(tensorData: NSMutableData(length: {length})!, "
-        f"elementType: .{SWIFT[spec.dtype]}, shape: [{', '.join(map(str, sizes))}])  // {spec}",
-    ]
+    return (
+        f"let {name} = try ORTValue(tensorData: NSMutableData(length: {length})!, "
+        f"elementType: .{SWIFT[spec.dtype]}, shape: [{', '.join(map(str, sizes))}])  // {comment(spec)}"
+    )
 
 
 def _reduced(manifest: Manifest) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import msgspec
+import pytest
 
 from exporter.artifacts import (
     Choice,
@@ -84,7 +88,8 @@ def test_in_ort_format_every_element_type_has_its_buffer_and_what_swift_lacks_is
     )
     text = _handover_ort.app_guide(wide)
     assert "OnnxTensor.createTensor(environment, LongBuffer.allocate(1 * 16), longArrayOf(1, 16))" in text
-    assert "ByteBuffer.allocateDirect(1 * 16), longArrayOf(1, 16), OnnxJavaType.BOOL)" in text
+    buffer = "ByteBuffer.allocateDirect(1 * 16).order(ByteOrder.nativeOrder())"
+    assert f"{buffer}, longArrayOf(1, 16), OnnxJavaType.BOOL)" in text
     assert '(results["best"].get() as OnnxTensor).byteBuffer' in text
     assert "no tensors of bool, float16" in text
     assert "ORTSession" not in text
@@ -99,3 +104,72 @@ def test_bytes_are_bytes_and_said_to_be_unsigned() -> None:
     assert "val frame = Array(1) { Array(8) { Array(8) { ByteArray(3) } } }  // frame: uint8[1, 8, 8, 3]" in text
     assert "`frame`: unsigned bytes, 0 to 255" in text
     assert "unsigned bytes" not in app_guide(made)
+
+
+def with_tensors(made: Manifest, inputs: dict[str, Any], outputs: dict[str, Any]) -> Manifest:
+    sides = [
+        tuple(TensorSpec(name=name, dtype=dtype, shape=shape) for name, (dtype, shape) in side.items())
+        for side in (inputs, outputs)
+    ]
+    return msgspec.structs.replace(made, signature=Signature(inputs=sides[0], outputs=sides[1]))
+
+
+ONE = ("float32", (1,))
+
+
+@pytest.mark.parametrize("guide", [app_guide, _handover_ort.app_guide])
+def test_every_tensor_has_an_identifier_of_its_own_that_both_languages_take(guide: Any) -> None:
+    names = {"a.b": ONE, "a_b": ONE, "in": ONE, "inputs": ONE, "1st": ONE, "_": ONE}
+    made = with_tensors(manifest(variant("fp32"), variant("int8")), names, {"a b": ONE, "func": ONE, "model": ONE})
+    found = re.findall(r"^ *val (\w+) = .*// ", guide(made), re.MULTILINE)
+    assert found == ["a_b", "a_b_", "in_", "inputs_", "t_1st", "t__", "a_b__", "func_", "model_"]
+
+
+def test_names_are_written_as_each_language_writes_texts() -> None:
+    made = with_tensors(manifest(variant("fp32"), variant("int8")), {'$a"\\': ONE}, {"line\nbreak": ONE})
+    assert 'mapOf("\\$a\\"\\\\" to t__a__)' in app_guide(made)
+    text = _handover_ort.app_guide(made)
+    assert 'mapOf("\\$a\\"\\\\" to t__a__)' in text
+    assert 'withInputs: ["$a\\"\\\\": t__a__], outputNames: ["line\\nbreak"]' in text
+    assert "// line break: float32[1]" in text
+
+
+def test_files_that_take_other_types_are_shown_with_theirs() -> None:
+    edge = EdgeType(tensor="input.1", dtype="int8", scale=0.0039, zero_point=-128)
+    text = app_guide(manifest(variant("fp32"), variant("fp16"), variant("int8", edge)))
+    lines = [line for line in text.splitlines() if line.startswith("val input_1") or line.startswith("With ")]
+    inner = "Array(1) {{ Array(3) {{ Array(8) {{ {}Array(8) }} }} }}"
+    assert lines == [
+        f"val input_1 = {inner.format('Byte')}  // input.1: int8[1, 3, 8, 8]",
+        "With `fp32`, `fp16` the tensors are these:",
+        f"val input_1 = {inner.format('Float')}  // input.1: float32[1, 3, 8, 8]",
+    ]
+    assert "the API for Swift has no tensors of int8, as `int8` has" in text
+    assert "`TensorFlowLiteSwift`) with `fp32`, `fp16`; inputs are numbered" in text
+
+
+def test_which_file_is_the_default_is_read_where_measuring_writes_it() -> None:
+    for guide in (app_guide, _handover_ort.app_guide):
+        text = guide(manifest(variant("fp32"), variant("fp16"), variant("int8")))
+        assert "open `variants/int8/model.tflite`" in text
+        assert "says `choice` in `manifest.json`" in text
+        assert "any other variant" not in guide(manifest(variant("fp32"))).lower()
+
+
+def test_scalars_and_types_without_an_array_are_no_arrays() -> None:
+    made = manifest(variant("fp32"), variant("int8"))
+    scalars = {"x": ("float32", ()), "n": ("int64", ()), "yes": ("bool", ())}
+    text = app_guide(with_tensors(made, scalars, {"y": ONE}))
+    for words in ("val x = FloatBuffer.allocate(1)", "val n = LongBuffer.allocate(1)", "val yes = ByteBuffer."):
+        assert words in text
+    assert "no tensors of float64; its C API" in app_guide(with_tensors(made, {"x": ("float64", (1,))}, {"y": ONE}))
+
+
+def test_unsigned_integers_in_ort_format_are_said_to_be_none_of_kotlins() -> None:
+    made = manifest(variant("fp32"), variant("int8"))
+    text = _handover_ort.app_guide(with_tensors(made, {"x": ("uint32", (1,))}, {"y": ONE}))
+    assert "API for Kotlin and Java makes no tensors of uint32; its C API" in text
+    assert "elementType: .uInt32" in text
+    text = _handover_ort.app_guide(with_tensors(made, {"x": ONE}, {"y": ("uint64", (1,))}))
+    assert "uint64 come as signed integers with the same bits" in text
+    assert ".longBuffer  // y: uint64[1]" in text
