@@ -16,7 +16,7 @@ demo: $(VENV)/.ready
 	$(BIN)/edge-exporter build examples/fashion_mnist/plan.toml
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

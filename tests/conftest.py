@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Before numpy and torch are imported: their thread pools are sized once.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,12 +22,40 @@ DEVICE_TESTS = ("test_adb", "test_adb_benchmark", "test_boards", "test_ssh")
 """Modules that use this machine as a device, which serves one exporter at a time."""
 
 
+LONGEST_FIRST = ("e2e", "docs", "conformance", "bundle", "unit")
+"""Folders, so that no process is left with a long module when the others have ended."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules are handed out in this order."""
+    items.sort(key=lambda item: (item.path.stem not in DEVICE_TESTS, LONGEST_FIRST.index(item.path.parent.name)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Each module is run by one process, since its tests share what they build; those of devices all by the same."""
-    for item in items:
-        group = "device" if item.path.stem in DEVICE_TESTS else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "device" if Path(module).stem in DEVICE_TESTS else module
+
+    # Those with the most tests first is not those that take longest first: a single test may take minutes.
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two processes that share a module would both build what its tests share, and nothing else would tell."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        note = tmp_path_factory.getbasetemp().parent / f"{request.path.parent.name}-{request.path.stem}"
+        first = note.read_text() if note.exists() else worker
+        note.write_text(worker)
+        assert first == worker, f"tests of this module ran in {first} as well"
 
 
 @pytest.fixture(scope="module", autouse=True)
