@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from exporter.compress.counting import compressed_bytes, count_macs, measure_cost, share_of_macs
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
+    from exporter.compress.ordering import Ordered, order_by_name
     from exporter.compress.sharing import check_sharing
     from exporter.compress.structure import (
         LowRank,
@@ -33,6 +34,7 @@ __all__ = [
     "Call",
     "ChannelPruning",
     "LowRank",
+    "Ordered",
     "PrunedChannels",
     "Sparse",
     "Structure",
@@ -48,6 +50,7 @@ __all__ = [
     "distil",
     "factorise",
     "measure_cost",
+    "order_by_name",
     "prune_channels",
     "prune_weights",
     "read_structure",
@@ -61,6 +64,8 @@ _LATE = {
     "Teaching": "teaching",
     "distil": "teaching",
     "factorise": "low_rank",
+    "Ordered": "ordering",
+    "order_by_name": "ordering",
     "ChannelPruning": "channels",
     "PrunedChannels": "channels",
     "prune_channels": "channels",

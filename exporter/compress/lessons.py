@@ -19,6 +19,44 @@ AT_ONCE = 256
 """Samples that teachers answer together."""
 
 
+def class_axis(output: Tensor) -> int:
+    """Where an output's classes are: second in maps (N, C, H, W), as torch's losses have it, else last."""
+    return 1 if output.dim() >= 4 else output.dim() - 1
+
+
+def in_floats(call: Call) -> Call:
+    """The same call, without outputs in whole numbers or yes and no: no gradient leads through them."""
+
+    def called(module: nn.Module, batch: Batch) -> Sequence[Tensor]:
+        outputs = [output for output in call(module, batch) if output.is_floating_point()]
+        if not outputs:
+            raise ModelError(
+                "the model's outputs are whole numbers, which cannot be taught",
+                where=WHERE,
+                hint="let the factory's module return what they are made from, such as logits beside their argmax",
+            )
+        return outputs
+
+    return called
+
+
+def check_classes(outputs: Sequence[Tensor]) -> None:
+    """Holds that every output has classes, which `kl` compares.
+
+    Raises:
+        ModelError: one is a value, of which softmax would make 1 whatever it is.
+    """
+    for index, output in enumerate(outputs, start=1):
+        if output.dim() < 2 or output.shape[class_axis(output)] < 2:
+            which = f"output {index} of {len(outputs)}" if len(outputs) > 1 else "the output"
+            raise ModelError(
+                f'`loss = "kl"` compares chances of classes, and {which} has no classes',
+                where=f"{WHERE}, loss",
+                why=f"for one sample its shape is {list(output.shape[1:])}",
+                hint='use `loss = "mse"`, which compares values',
+            )
+
+
 def answers_of(teachers: Sequence[nn.Module], inputs: Batch, call: Call, device: torch.device) -> list[list[Tensor]]:
     """Outputs of each teacher on all inputs.
 
@@ -60,12 +98,13 @@ def goals_of(
         if loss == "mse":
             goals.append(torch.stack(outputs).mean(0))
             continue
-        chances = torch.stack([torch.softmax(output / temperature, -1) for output in outputs])
+        axis = class_axis(outputs[0])
+        chances = torch.stack([torch.softmax(output / temperature, axis) for output in outputs])
         if fuse == "confidence":
             # For each sample the teacher that is surest of it: teachers of different classes know different samples.
-            sure = torch.stack([torch.softmax(output, -1).amax(-1, keepdim=True) for output in outputs])
+            sure = torch.stack([torch.softmax(output, axis).amax(axis, keepdim=True) for output in outputs])
             chances = chances * (sure == sure.amax(0, keepdim=True))
-            chances = chances / chances.sum((0, -1), keepdim=True)
+            chances = chances / chances.sum((0, axis + 1), keepdim=True)
             goals.append(chances.sum(0))
         else:
             goals.append(chances.mean(0))
@@ -102,11 +141,12 @@ def checked_labels(labels: Tensor, goal: Tensor, loss: str) -> Tensor:
         fits, wanted = labels.shape == goal.shape, f"values of shape {list(goal.shape[1:])}"
         labels = labels.to(goal.dtype)
     else:
-        whole = not labels.is_floating_point()
-        fits = whole and goal.dim() == 2 and labels.shape == goal.shape[:1]
-        fits = fits and 0 <= int(labels.min()) <= int(labels.max()) < goal.shape[1]
-        wanted = f"class indices below {goal.shape[-1]}"
-        labels = labels.long()
+        axis = class_axis(goal)
+        places = (*goal.shape[:axis], *goal.shape[axis + 1 :])
+        fits = not labels.is_floating_point() and labels.shape == places
+        labels = labels.long()  # torch has no smallest value of unsigned numbers.
+        fits = fits and 0 <= int(labels.min()) <= int(labels.max()) < goal.shape[axis]
+        wanted = f"class indices of shape {list(places[1:])} below {goal.shape[axis]}"
     if not fits:
         raise DataError(
             "the labels do not fit the student's first output",
@@ -123,8 +163,9 @@ def soft_loss(answers: Sequence[Tensor], goals: Sequence[Tensor], loss: str, tem
         losses = [nn.functional.mse_loss(answer, goal) for answer, goal in zip(answers, goals, strict=True)]
         return torch.stack(losses).sum()
     losses = [
-        nn.functional.kl_div(torch.log_softmax(answer / temperature, -1), goal, reduction="none").sum(-1).mean()
+        nn.functional.kl_div(torch.log_softmax(answer / temperature, axis), goal, reduction="none").sum(axis).mean()
         for answer, goal in zip(answers, goals, strict=True)
+        for axis in (class_axis(goal),)
     ]
     # Gradients shrink with the square of the temperature.
     return torch.stack(losses).sum() * temperature**2
@@ -132,7 +173,9 @@ def soft_loss(answers: Sequence[Tensor], goals: Sequence[Tensor], loss: str, tem
 
 def hard_loss(answer: Tensor, labels: Tensor, loss: str) -> Tensor:
     """Distance from the labels."""
-    return nn.functional.mse_loss(answer, labels) if loss == "mse" else nn.functional.cross_entropy(answer, labels)
+    if loss == "mse":
+        return nn.functional.mse_loss(answer, labels)
+    return nn.functional.cross_entropy(answer.movedim(class_axis(answer), 1), labels)
 
 
 class Hints(nn.Module):

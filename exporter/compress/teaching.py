@@ -19,10 +19,12 @@ from exporter.compress.lessons import (
     WHERE,
     Hints,
     answers_of,
+    check_classes,
     check_outputs,
     checked_labels,
     goals_of,
     hard_loss,
+    in_floats,
     soft_loss,
 )
 from exporter.errors import DataError, ModelError
@@ -73,6 +75,11 @@ class Taught:
     stopped: str
     resumed: int = 0
 
+    def told(self, epochs: int) -> str:
+        """How it went, in words; `epochs` is how many there were to be at most."""
+        best = f"best after epoch {self.epoch} of {epochs}" if self.epoch else "no epoch was better than none"
+        return f"held-out loss {self.before:.4g} -> {self.best:.4g}, {best}; {self.stopped}"
+
 
 def distil(
     student: nn.Module,
@@ -91,7 +98,8 @@ def distil(
 
     Args:
         student: left unchanged.
-        teachers: their answers are the goal; each gives as many outputs of the same shapes as the student.
+        teachers: their answers are the goal; each gives as many outputs of the same shapes as the student. Outputs in
+            whole numbers are left out.
         inputs: all samples, one tensor an input, along axis 0.
         teaching: loss and numbers.
         labels: of all samples, for the first output; `teaching.hard` weighs them. None: teachers alone.
@@ -103,7 +111,8 @@ def distil(
 
     Raises:
         DataError: the labels do not fit, or there are too few samples.
-        ModelError: outputs of student and teachers differ in number or shape, or hints name no modules.
+        ModelError: outputs of student and teachers differ in number or shape, some cannot be taught by this loss, or
+            hints name no modules.
     """
     samples = len(inputs[0])
     held = max(1, round(HELD_OUT * samples))
@@ -115,7 +124,10 @@ def distil(
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = tuple(tensor.to(device) for tensor in inputs)
+    call = in_floats(call)
     answers = answers_of(teachers, inputs, call, device)
+    if teaching.loss == "kl":
+        check_classes(answers[0])
     goals = goals_of(answers, teaching.loss, teaching.temperature, teaching.fuse)
     taught = copy.deepcopy(student).requires_grad_(True).to(device)
     check_outputs(taught, inputs, goals, call)

@@ -18,9 +18,10 @@ from exporter.pipeline.models import TorchModel
 from exporter.plan_types import DistilStep, ModelPlan
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from exporter.compress import Structure
+    from exporter.onnx_export import FlatModule
 
 
 def plan_of_student(step: DistilStep, model: TorchModel) -> ModelPlan:
@@ -61,38 +62,64 @@ def distilled(
     import torch
 
     from exporter.compress import Teaching, distil, sparse_weights
+    from exporter.onnx_export import prepare_module
 
     models, inputs = bench.models, bench.inputs
+    structure: Structure = ()
     if step.fresh:
-        structure: Structure = ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step.seed)
             with _of_student():
-                student = sources.load_factory(plan_of_student(step, model))
+                # Its parameters and outputs may be called otherwise than the model's.
+                student = prepare_module(sources.load_factory(plan_of_student(step, model)), inputs).flat
     else:
         structure = model.structure
-        student = models.prepared(model, inputs).flat.inner
+        student = models.prepared(model, inputs).flat
     plans = [msgspec.structs.replace(trained.plan, weights=path) for path in step.teachers]
-    teachers = [sources.load_factory(plan) for plan in plans] or [models.prepared(trained, inputs).flat.inner]
+    teachers = [prepare_module(sources.load_factory(plan), inputs).flat for plan in plans]
+    teachers = teachers or [models.prepared(trained, inputs).flat]
     samples, labels = _samples(bench, step.labels)
     values = {key: getattr(step, key) for key in Teaching.__dataclass_fields__}
+    # Names that the plan gives are given in the order of outputs; else the names are the models' own, and tell.
+    taking = student if model.plan.outputs else _ordered(student, teachers[0], samples)
+    prefix = next(name for name, one in taking.named_modules() if one is student.inner)
     taught = distil(
-        student,
+        taking,
         teachers,
         samples,
         Teaching(**{key: value for key, value in values.items() if value is not None}),
         labels=labels,
-        zeros=sparse_weights(student, structure),
-        call=models.call(model, inputs),
+        zeros=[f"{prefix}.{name}" for name in sparse_weights(student.inner, structure)],
+        within=_own,
         progress=models.steps.progress(label),
         unfinished=unfinished,
     )
-    note = (
-        f"held-out loss {taught.before:.4g} -> {taught.best:.4g} after {taught.epoch} of {step.epochs} epochs; "
-        f"{taught.stopped}"
-    )
     again = (f"a run that was stopped was taken up after epoch {taught.resumed}",) if taught.resumed else ()
-    return Made(module=taught.student, structure=structure, notes=(note, *again))
+    return Made(module=_own(taught.student), structure=structure, notes=(taught.told(step.epochs), *again))
+
+
+def _ordered(student: FlatModule, teacher: FlatModule, samples: tuple[Tensor, ...]) -> nn.Module:
+    """The student with its outputs in the order of the teacher's, where both call them the same."""
+    import torch
+
+    from exporter.compress import Ordered, order_by_name
+    from exporter.onnx_export import flatten
+
+    few = tuple(tensor[:2] for tensor in samples)
+    with torch.no_grad():
+        own, wanted = ([name for name, _ in flatten(one.call(*few))] for one in (student, teacher))
+    order = order_by_name(own, wanted)
+    return Ordered(student, order) if order else student
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The user's module within a student or teacher, whose layers hints name."""
+    from exporter.compress import Ordered
+    from exporter.onnx_export import FlatModule
+
+    while isinstance(module, (FlatModule, Ordered)):
+        module = module.inner
+    return module
 
 
 def _digest(step: DistilStep, model: TorchModel) -> str:

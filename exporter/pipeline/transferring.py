@@ -90,9 +90,9 @@ class Transferring(MergeWork):
             "training": self.models.data.parts(self.models.data.taught),
             "versions": versions("torch"),
         }
-        unfinished = self.models.steps.unfinished("transfer", 1, parts)
+        unfinished = self.models.steps.unfinished("transfer", 2, parts)
         stored = self.models.steps.stored(
-            "transfer", 1, parts, lambda folder: self._build(folder, members, label, unfinished), label=label,
+            "transfer", 2, parts, lambda folder: self._build(folder, members, label, unfinished), label=label,
             total=self.merge.teaching.epochs,
         )  # fmt: skip
         bare = msgspec.structs.replace(self.plan.model, weights=None)
@@ -135,10 +135,7 @@ class Transferring(MergeWork):
             ) from error
         assert isinstance(taught.student, FlatModule)
         write_model(folder, taught.student.inner.state_dict(), ())
-        note = (
-            f"taught by {len(teachers)}: held-out loss {taught.before:.4g} -> {taught.best:.4g} after {taught.epoch} "
-            f"of {teaching.epochs} epochs; {taught.stopped}"
-        )
+        note = f"taught by {len(teachers)}: {taught.told(teaching.epochs)}"
         again = (f"a run that was stopped was taken up after epoch {taught.resumed}",) if taught.resumed else ()
         (folder / "notes.json").write_bytes(canonical((note, *again)))
 

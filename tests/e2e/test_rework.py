@@ -398,6 +398,39 @@ def test_a_student_of_another_factory_is_taught(place: Workplace) -> None:
     refused(place.run("build", "plan.toml"), 3, "student's outputs do not match", "gives [[3]], the teachers [[2]]")
 
 
+TWO = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(32, 2)
+
+    def forward(self, x):
+        y = self.inner(torch.flatten(x, 1))
+        return {"a": y, "b": -y}
+
+
+def make():
+    torch.manual_seed(0)
+    return Two()
+"""
+
+
+def test_a_fresh_student_may_name_its_input_otherwise_and_give_its_outputs_in_another_order(place: Workplace) -> None:
+    place.write("model.py", TWO)
+    swapped = TWO.replace('{"a": y, "b": -y}', '{"b": -y, "a": y}').replace("(self, x)", "(self, data)")
+    place.write("student.py", swapped.replace("flatten(x", "flatten(data").replace("seed(0)", "seed(1)"))
+    step = 'method = "distil"\nsource = "student.py:make"\nloss = "mse"\nepochs = 40\nrate = 0.05\nbatch_size = 8\n'
+    file = plan(place, f"[[compress.steps]]\n{step}", gate=1.0)
+    file.write_text(file.read_text().replace('weights = "base.safetensors"\n', ""))
+    document, _ = place.built(file)
+    outputs = document["variants"][0]["fidelity"]["outputs"]
+    assert {one["output"]: one["sqnr_db"] > 20 for one in outputs} == {"a": True, "b": True}
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from exporter.artifacts import canonical
 from exporter.compress import (
+    Ordered,
     Taught,
     Teaching,
     apply_structure,
@@ -20,10 +21,12 @@ from exporter.compress import (
     distil,
     factorise,
     measure_cost,
+    order_by_name,
     read_structure,
     reestimate_norms,
     share_of_macs,
 )
+from exporter.compress.lessons import checked_labels, goals_of, hard_loss, soft_loss
 from exporter.errors import DataError, ModelError
 
 
@@ -238,6 +241,75 @@ def test_teaching_stops_when_nothing_gets_better() -> None:
     taught = distil(teacher, [teacher], samples(), Teaching(epochs=50, patience=2, rate=1e-6, loss="mse"))
     assert taught.stopped == "no better for 2 epochs"
     assert (taught.epoch, taught.best) == (0, 0.0)
+
+
+def test_the_student_that_is_kept_is_told_by_its_epoch() -> None:
+    taught = Taught(student=nn.ReLU(), before=8.5, best=0.25, epoch=53, stopped="all epochs done")
+    assert taught.told(60) == "held-out loss 8.5 -> 0.25, best after epoch 53 of 60; all epochs done"
+
+
+def test_classes_of_maps_are_compared_along_their_own_axis() -> None:
+    torch.manual_seed(3)
+    maps = torch.randn(4, 3, 5, 6)
+    (goal,) = goals_of([[maps]], "kl", 2.0, "mean")
+    assert torch.allclose(goal.sum(1), torch.ones(4, 5, 6))
+    (surest,) = goals_of([[maps], [torch.zeros_like(maps)]], "kl", 2.0, "confidence")
+    assert torch.allclose(surest, goal, atol=1e-6)
+    shifted = maps + torch.randn(4, 1, 5, 6)  # The same for all classes: as likely as before.
+    assert float(soft_loss([shifted], [goal], "kl", 2.0)) == pytest.approx(0, abs=1e-5)
+    classes = maps.argmax(1)
+    assert float(hard_loss(100 * maps, checked_labels(classes, goal, "kl"), "kl")) < 0.1
+    with pytest.raises(DataError, match="do not fit"):
+        checked_labels(classes[:, 0], goal, "kl")
+
+
+class Gives(nn.Module):
+    """Answers of some kind, made from those of a classifier."""
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__()
+        self.inner, self.kinds = classifier(0), kinds
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits = self.inner(x)
+        made = {
+            "value": logits[:, :1], "flat": logits[:, 0], "classes": logits, "ids": logits.argmax(1),
+            "yes": logits > 0,
+        }  # fmt: skip
+        return tuple(made[kind] for kind in self.kinds)
+
+
+def test_what_a_loss_cannot_teach_is_refused_and_whole_numbers_beside_logits_are_left_out() -> None:
+    for kind in ("value", "flat"):
+        with pytest.raises(ModelError, match="output 2 of 2 has no classes"):
+            distil(Gives("classes", kind), [Gives("classes", kind)], samples(), Teaching(epochs=1))
+        distil(Gives(kind), [Gives(kind)], samples(), Teaching(epochs=1, loss="mse"))
+    for loss in ("kl", "mse"):
+        with pytest.raises(ModelError, match="whole numbers, which cannot be taught"):
+            distil(Gives("ids", "yes"), [Gives("ids", "yes")], samples(), Teaching(epochs=1, loss=loss))  # type: ignore[arg-type]
+    student = Gives("ids", "classes")
+    student.inner = classifier(1)
+    taught = distil(student, [Gives("ids", "classes")], samples(), Teaching(epochs=10, rate=1e-2))
+    assert taught.best < taught.before
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16, torch.bool])
+def test_labels_of_every_whole_type_are_taken(dtype: torch.dtype) -> None:
+    given = torch.tensor([0, 1, 1, 0]).to(dtype)
+    assert checked_labels(given, torch.randn(4, 3), "kl").tolist() == [0, 1, 1, 0]
+
+
+def test_outputs_are_matched_by_name_where_both_have_the_same() -> None:
+    order = order_by_name(["b", "c", "a"], ["a", "b", "c"])
+    given = (torch.tensor(1), torch.tensor(2), torch.tensor(0))
+    assert [int(one) for one in Ordered(Pass(), order)(*given)] == [0, 1, 2]
+    assert order_by_name(["a", "b"], ["a", "b"]) == ()
+    assert order_by_name(["b", "x"], ["a", "b"]) == ()
+
+
+class Pass(nn.Module):
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return given
 
 
 class Breaks(nn.Module):
