@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, printable
 from exporter.events import Event, Note, Quiet, StepFailed, StepFinished, StepProgress, StepStage, StepStarted
 
 if TYPE_CHECKING:
@@ -63,17 +63,17 @@ class Console:
         """Prints a user-facing error on stderr."""
         self._stop_live()
         first, *rest = error.lines()
-        self._write_err("\n".join([f"error: {first}", *rest]))
+        self._write_err(printable("\n".join([f"error: {first}", *rest])))
 
     def say(self, text: str) -> None:
         """Prints a message on stderr, whatever the style."""
         self._stop_live()
-        self._write_err(text)
+        self._write_err(printable(text))
 
     def result(self, text: str) -> None:
         """Prints a result on stdout; silent with --json, where the document is the result."""
         if not self.json:
-            self.out.write(text + "\n")
+            self.out.write(printable(text) + "\n")
             self.out.flush()
 
     def document(self, value: Any) -> None:
@@ -102,12 +102,15 @@ class Console:
             for index, column in enumerate(columns):
                 numeric = all(_is_number(row[index]) for row in rows)
                 table.add_column(
-                    column, justify="right" if numeric and rows else "left", overflow="fold", no_wrap=numeric
+                    printable(column, one_line=True),
+                    justify="right" if numeric and rows else "left",
+                    overflow="fold",
+                    no_wrap=numeric,
                 )
             for row in rows:
-                table.add_row(*(Text(cell) for cell in row))
+                table.add_row(*(Text(printable(cell, one_line=True)) for cell in row))
             if title:  # A line of its own: rich would fold it to the table's width.
-                self.out.write(title + "\n")
+                self.out.write(printable(title, one_line=True) + "\n")
             console = self._rich(self.out, width)
             with console.capture() as captured:
                 console.print(table)
@@ -123,11 +126,15 @@ class Console:
 
     def _emit_live(self, event: Event) -> None:
         if isinstance(event, StepStarted):
-            self._tasks[event.step] = self._progress().add_task(event.step, total=event.total)
+            self._tasks[event.step] = self._progress().add_task(
+                printable(event.step, one_line=True), total=event.total
+            )
         elif isinstance(event, StepProgress) and event.step in self._tasks:
             self._progress().update(self._tasks[event.step], completed=event.done)
         elif isinstance(event, StepStage) and event.step in self._tasks:
-            self._progress().update(self._tasks[event.step], description=f"{event.step}: {event.stage}")
+            self._progress().update(
+                self._tasks[event.step], description=printable(f"{event.step}: {event.stage}", one_line=True)
+            )
         elif isinstance(event, Quiet):
             self._stop_live()
             self._write_err(_plain(event)[0])
@@ -172,6 +179,11 @@ class Console:
 
 
 def _plain(event: Event) -> list[str]:
+    """An event as a line, whatever stands in the names of nodes and tensors that it tells of."""
+    return [printable(line, one_line=True) for line in _lines(event)]
+
+
+def _lines(event: Event) -> list[str]:
     if isinstance(event, StepFinished):
         took = "cached" if event.cached else f"{event.seconds:.1f} s"
         return [f"{event.step}: {took}" + (f" ({event.detail})" if event.detail else "")]

@@ -6,7 +6,11 @@ command to type or the next edit to make. Anything else that escapes is our bug 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends of other systems, what turns the direction of writing, and halves of characters."""
 
 
 class ExporterError(Exception):
@@ -124,3 +128,18 @@ def closest(word: str, candidates: Sequence[str]) -> str:
 
     match = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """Text for a terminal: what would move its cursor, colour it or hide other text is shown as an escape sequence.
+
+    Args:
+        text: may hold names out of a model's file, in which anything can stand.
+        one_line: whether line ends and tabs are shown so too.
+    """
+    shown = CONTROLS.sub(_escaped, text)
+    return re.sub(r"[\t\n]", _escaped, shown) if one_line else shown
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")

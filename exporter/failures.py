@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ExporterError, PartialError, RegressionError
+from exporter.errors import ExporterError, PartialError, RegressionError, printable
 from exporter.store import default_root
 
 DISTRIBUTIONS = ("edge-exporter", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "click", "msgspec")
@@ -29,7 +29,7 @@ def report(error: Exception, *, as_json: bool) -> int:
         )
         code = 1
     first, *rest = told.lines()
-    sys.stderr.write("\n".join([f"error: {first}", *rest]) + "\n")
+    sys.stderr.write(printable("\n".join([f"error: {first}", *rest])) + "\n")
     # Both come after their document, which has the failures in it.
     if as_json and not isinstance(error, (PartialError, RegressionError)):
         sys.stdout.write(json.dumps(error_document(told, code), indent=2, ensure_ascii=False) + "\n")
