@@ -141,6 +141,7 @@ class Need(Value, frozen=True, kw_only=True):
         otherwise: what a user can say in the plan where the program is needed and the source is a ready ONNX file.
         environment: Python to hand over, in an environment that is made on first use and kept.
         calibration: hand over the calibration samples and what `[quantize]` asks for.
+        ranges: whether it needs those samples; where none of its files has ranges, a plan may give none.
         form: how the files take and give tensors, where that is not as the model does.
         dynamic: whether a dynamically quantized file is welcome too, where the model is one that gains from it.
         pixels: for a target that converts or quantizes by itself, whether its files can take bytes; the ONNX files
@@ -156,6 +157,7 @@ class Need(Value, frozen=True, kw_only=True):
     otherwise: str = ""
     environment: EnvironmentNeed | None = None
     calibration: bool = False
+    ranges: bool = True
     form: TensorForm = TensorForm()
     dynamic: bool = False
     pixels: bool = False

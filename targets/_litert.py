@@ -175,7 +175,7 @@ def _run(folder: Path, job: ConversionJob, tell: Callable[[str], None] = unheard
         f"the converter's process ended with {ending}",
         where=f"{told[-1]} (litert-torch, ai-edge-quantizer, ai-edge-litert)",
         why="killed, perhaps for want of memory" if code == -9 else "it crashed and left no message",
-        hint="the end of its output is in the run log (`-v` shows it); finished steps are kept for the next build",
+        hint="the end of its output is in the run log (`-v` shows it); earlier steps are kept for the next build",
     )
 
 

@@ -40,12 +40,18 @@ def convert(
     scheme = checked_scheme(request.quantize) if request.quantize is not None else None
     chosen, base = precisions(options, scheme, offered=request.offered), base_of(folder)
     jobs = tuple(_job(folder, one, options, scheme) for one in chosen)
+    left = left_of(options.exclude, scheme)
     if options.converter == ONNX2TF:
         _from_onnx(request, request.form, base.float_file)
+        check_left(base.float_file, left)
         _litert.quantize(request, base, jobs)
-    else:
+    elif left == Left():
         _litert.convert(request, base, jobs, channels_last)
-    check_left(base.float_file, left_of(options.exclude, scheme))
+    else:
+        # What the plan names is looked for before minutes go into calibrating and quantizing.
+        _litert.convert(request, base, (), channels_last)
+        check_left(base.float_file, left)
+        _litert.quantize(request, base, jobs)
     asked = precisions(options, scheme, offered=())
     made = (_variant(folder, base, one, scheme, options, offered=one not in asked) for one in chosen)
     return (_float_variant(folder), *made)

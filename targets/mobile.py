@@ -13,6 +13,7 @@ from exporter.onnx_export import onnx_session, opset_for_runtime
 from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
 from targets import _arm64, _mobile_ort, _mobile_tflite, _onnx2tf, runner_files
 from targets._handover import app_guide
+from targets._litert_jobs import STATIC
 from targets._mobile_tflite import LITERT, OLDER, ONNX2TF, PRODUCTS, QUANTIZED, form_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class MobileTarget:
             otherwise=ONNX_SOURCE,
             environment=_onnx2tf.ENVIRONMENT if from_onnx else None,
             calibration=True,
+            ranges=any(one in STATIC for one in wanted.variants),
             form=form_of(wanted),
             dynamic=True,
             pixels=not from_onnx,

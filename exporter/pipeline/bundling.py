@@ -214,7 +214,8 @@ class Bundling:
         job = self.job
         calibrates = self.need.calibration and self.plan.quantize.enabled
         scheme = self.plan.quantize.scheme if calibrates else None
-        calibration = job.calibration_parts() if calibrates else None
+        ranged = calibrates and self.need.ranges and not self.plan.quantize.dynamic
+        calibration = job.calibration_parts() if ranged else None
         offered = ("dynamic",) if calibrates and self._welcomes_dynamic(float_model) else ()
         request = ConvertRequest(
             float_model=float_model.path,
@@ -225,7 +226,7 @@ class Bundling:
             form=self.need.form,
             quantize=scheme,
             offered=offered,
-            calibration=(lambda: self._calibration(signature)) if calibrates else None,
+            calibration=(lambda: self._calibration(signature)) if ranged else None,
             tell=self.steps.stages(f"{self.target.name}: convert{why}"),
             examples=self.cases.both,
         )
