@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,13 +116,25 @@ def prepare_module(
     from_program = isinstance(module, ExportedProgram)
     # Guards are source text that torch would compile; shapes are checked against the plan instead.
     inner = module.module(check_guards=False) if isinstance(module, ExportedProgram) else module
-    if not from_program:
+    if from_program:
+        _settle(inner)
+    else:
         inner.eval()
     names = tuple(spec.name for spec in inputs)
     convention = _of_program(module, names) if isinstance(module, ExportedProgram) else _of(inner.forward, names)
     flat = FlatModule(inner, convention)
     flat.training = False
     return Prepared(flat=flat, inputs=names, output_names=output_names, from_program=from_program)
+
+
+def _settle(inner: nn.Module) -> None:
+    """Lets whatever holds a program be switched to eval mode, or trained: the program's own mode was exported."""
+    for name in ("train", "eval"):
+        setattr(inner, name, types.MethodType(_itself, inner))
+
+
+def _itself(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def _of_program(program: ExportedProgram, names: tuple[str, ...]) -> Convention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.artifacts import TensorSpec
 from exporter.errors import ModelError
 from exporter.merge import Composite, Fusion, OnnxPart, Part, fuse, learn_weights, stack_onnx
 from exporter.merge.fusing import By
-from exporter.onnx_export import onnx_session, share_onnx
+from exporter.onnx_export import onnx_session, prepare_module, share_onnx
 from tests.support import quadrant_onnx, quadrants
 
 LOGITS = torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 1.0, 0.5]]])
@@ -199,3 +201,12 @@ def test_members_called_as_attributes_of_modules_keep_apart() -> None:
     assert {name: value.item() for name, value in got.items()} == {
         f"{label}.out": float(index) for index, label in enumerate(labels)
     }
+
+
+def test_a_program_in_a_stack_is_switched_to_eval_mode_with_it() -> None:
+    x = torch.randn(3, 2)
+    program = torch.export.export(torch.nn.Linear(2, 2), (x,))
+    flat = prepare_module(program, [TensorSpec(name="x", dtype="float32", shape=(3, 2))]).flat
+    (wanted,) = flat(x)
+    whole = copy.deepcopy(torch.nn.Sequential(flat)).train().eval()
+    assert torch.equal(whole(x)[0], wanted)

@@ -170,6 +170,20 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse() -> None:
     assert soup["w"].item() == pytest.approx(1.05)
 
 
+def test_a_soup_of_one_model_is_that_model_and_told_as_one() -> None:
+    counts: list[int] = []
+
+    def score(state: Mapping[str, Tensor], count: int) -> float:
+        counts.append(count)
+        return float(state["w"][0])
+
+    soup, chosen = greedy_soup(states(low=weight(0.1), high=weight(0.3)), score)
+    assert chosen == ("high",)
+    assert torch.equal(soup["w"], torch.tensor([0.3]))
+    # Who scores re-estimates norms of what was merged, and of nothing else.
+    assert counts == [1, 1, 2]
+
+
 def test_at_most_one_tensor_of_each_model_is_read_at_a_time(tmp_path: Path, track: Callable[[], int]) -> None:
     from safetensors.torch import save_file
 
