@@ -25,7 +25,7 @@ from exporter.pipeline.results import (
     load_json,
 )
 from exporter.pipeline.reworking import Rework, Reworked
-from exporter.pipeline.stacking import check_stacked, stacked_file
+from exporter.pipeline.stacking import check_stacked, compare_fused, stacked_file
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
 from exporter.plan_types import DataPlan, ExportPlan, ModelPlan
@@ -138,7 +138,9 @@ class Job:
     ) -> FloatModel:
         """The float ONNX file: exported from torch and compared with it, or the user's own, checked."""
         if self.source.kind == "onnx":
-            return self._told(self._adopt(inputs, export, need, data / "example.npz"))
+            model = self._told(self._adopt(inputs, export, need, data / "example.npz"))
+            compare_fused(self.plan, model, self.steps, self.data, inputs)
+            return model
         opset = self._opset(export, need)
         parts = {
             "source": self.rework(inputs, checked, data).final.content,
@@ -159,7 +161,7 @@ class Job:
 
     def _told(self, model: FloatModel) -> FloatModel:
         """Says what sharing brought."""
-        if (shared := model.exported.shared) is not None and shared[0] != shared[1]:
+        if (shared := model.exported.shared) is not None and shared[0] > shared[1]:
             text = f"sub-graphs that members share are computed once: {shared[0]} nodes became {shared[1]}"
             self.steps.emit(Note(text=text))
         return model

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from exporter.artifacts import Fidelity, MetricResult, canonical, file_digest
 from exporter.errors import InputError, StageError
-from exporter.merge.wiring import output_name, running_order
+from exporter.events import Note
+from exporter.merge.wiring import feeding, output_name, running_order
+from exporter.pipeline.comparing import hold
 from exporter.pipeline.composing import known_classes, member_plan
+from exporter.pipeline.datasets import DataSets
+from exporter.pipeline.judging import judge, judged_by
+from exporter.pipeline.models import Inputs, stored_outputs
+from exporter.pipeline.results import FloatModel, Reference, load_json
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan
-from exporter.plan_types import ModelPlan
+from exporter.plan_types import MergeModelPlan, ModelPlan
 from exporter.sources import Source
 
 if TYPE_CHECKING:
@@ -99,6 +107,92 @@ def check_stacked(plan: Plan, path: Path, example: Path) -> tuple[int, int]:
                     hint="export the members with one opset",
                 )
     return nodes
+
+
+def compare_fused(plan: Plan, fused: FloatModel, steps: Steps, data: DataSets, inputs: Inputs) -> None:
+    """Holds the fused outputs of ready .onnx files against each of them alone, by the plan's metric.
+
+    Args:
+        plan: with a [merge].
+        fused: the file that fuses them.
+        steps: runs the steps.
+        data: of the plan.
+        inputs: of the file.
+
+    Raises:
+        GateError: fused outputs are worse than the best member's, and `accept` is `better`.
+    """
+    from exporter.onnx_export import onnx_session
+
+    merge = plan.merge
+    if merge is None or merge.method != "fuse":
+        return
+    name, labels = f"fused ({merge.by})", [member.label for member in merge.models]
+    members: dict[str, float | None] = {}
+    result = None
+    if judged_by(plan.evaluation) is not None:
+        parts = {"model": fused.content, "versions": versions("onnxruntime")}
+        reference = stored_outputs(
+            data, steps, inputs, parts, lambda: onnx_session(fused.path), label=f"run the {name} file"
+        )
+        for member, part in zip(merge.models, _parts(plan), strict=True):
+            if any(feeding(source, labels) for source in member.inputs.values()):
+                steps.emit(Note(text=f"'{member.label}' is fed by another model and not compared with the fused one"))
+                continue
+            metric = _alone(plan, member, part, fused, reference, steps, data, inputs)
+            members[member.label] = metric.value if metric else None
+            result = metric.reference if metric else result
+    lines = [f"  {label}  {value:.4f}" for label, value in [*members.items(), (name, result)] if value is not None]
+    if lines:
+        steps.emit(Note(text="; ".join(line.strip() for line in lines)))
+    hold(members, result, lines, steps.emit, refuses=merge.refuses)
+
+
+def _alone(
+    plan: Plan,
+    member: MergeModelPlan,
+    part: OnnxPart,
+    fused: FloatModel,
+    reference: Reference,
+    steps: Steps,
+    data: DataSets,
+    inputs: Inputs,
+) -> MetricResult | None:
+    """The metric of a member whose outputs are of the same kind as the fused ones, and of those."""
+    merge = plan.merge
+    assert merge is not None
+    label = f"accuracy of {member.label}"
+
+    def build(folder: Path) -> None:
+        from exporter.merge import Fusion, stack_onnx
+        from exporter.onnx_export import onnx_session
+
+        total = known_classes(plan)
+        fusion = Fusion(by=merge.by, weights=(1.0,), classes=(member.classes,) if total else (), total=total)
+        names = tuple(spec.name for spec in fused.exported.signature.outputs)
+        stack_onnx([dataclasses.replace(part, outputs=names)], folder / FILE, fusion=fusion)
+        fidelity = judge(
+            data,
+            inputs,
+            reference,
+            onnx_session(folder / FILE),
+            plan.evaluation,
+            runs_in="onnx",
+            progress=steps.progress(label),
+        )
+        (folder / FILE).unlink()
+        (folder / f"{FILE}.data").unlink(missing_ok=True)
+        (folder / "fidelity.json").write_bytes(canonical(fidelity))
+
+    parts = {
+        "member": [file_digest(part.path), member.inputs, member.classes, merge.by, known_classes(plan)],
+        "inputs": inputs,
+        "reference": reference.content,
+        "metric": judged_by(plan.evaluation),
+        "versions": versions("onnxruntime", "onnx-ir"),
+    }
+    stored = steps.stored("judge-member", 1, parts, build, label=label, total=reference.batches)
+    return load_json(stored.folder / "fidelity.json", Fidelity).metric
 
 
 def _parts(plan: Plan) -> list[OnnxPart]:

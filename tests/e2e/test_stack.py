@@ -243,6 +243,26 @@ def test_files_of_different_opsets_become_one_and_share_what_is_equal(place: Wor
     assert not np.allclose(answers["old.scores"], answers["other.scores"])
 
 
+def test_files_that_are_fused_are_held_against_each_alone(place: Workplace) -> None:
+    for name, scale in (("right", 1.0), ("wrong", -3.0)):
+        onnx.save(quadrant_onnx(opset=17, scale=scale), place / f"{name}.onnx")
+    merge = 'method = "fuse"\nby = "vote"\n' + "".join(
+        f'[[merge.models]]\nsource = "{name}.onnx"\nweight = {weight}\n'
+        for name, weight in (("right", 1), ("wrong", 2))
+    )
+    extra = FLOAT + "\n[gate]\nmax_relative_loss = 1.0"
+    message = refused(
+        place.run("build", plan(place, merge, source="", extra=extra)), 7, "is worse than 'right' alone"
+    )
+    assert "fused (vote)  0.2500" in message
+    merge = merge.replace('"vote"\n', '"vote"\naccept = "worse"\n')
+    result = place.build(plan(place, merge, source="", extra=extra))
+    assert result.code == 0, result.err
+    said = [event.get("text", "") for event in result.events]
+    assert any(text.startswith("right  1.0000; wrong  0.2500") for text in said)
+    assert any("is worse than 'right' alone (1.0000)" in text for text in said)
+
+
 def test_members_of_both_kinds_are_refused(place: Workplace) -> None:
     place.onnx("one.onnx")
     merge = (
