@@ -22,6 +22,7 @@ from exporter.plan import TargetPlan
 from exporter.target_api import Need, VariantFile
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+UNPAIRED = "between no two layers there is nothing but Relu, LeakyRelu or pooling"
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +97,8 @@ class Candidates:
             self._job.steps.emit(Note(text=f"{model.file.name}: {text}"))
         if not model.file.coverage.quantized:
             self._job.steps.emit(Note(text=f"no node became int8: {model.file.name} brings nothing"))
+        if model.file.scheme.equalize and model.prepared is not None and not _paired_layers(model.prepared):
+            self._job.steps.emit(Note(text=f"{model.file.name}: `quantize.equalize` evened out nothing: {UNPAIRED}"))
 
     def _models(self, need: Need) -> list[Int8Model]:
         quantize = self._plan.quantize
@@ -139,3 +142,9 @@ class Candidates:
     def products(self, model: Int8Model) -> tuple[str, ...]:
         """See `Maker`; products of two activations, as in attention, count among them."""
         return products_among(PRODUCTS, model)
+
+
+def _paired_layers(prepared: Path) -> int:
+    from exporter.quantize import paired_layers
+
+    return paired_layers(prepared)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exporter.quantize.damage import node_damage
     from exporter.quantize.dynamic import quantize_dynamic, suits_dynamic
     from exporter.quantize.energies import channel_decibels, decibels
-    from exporter.quantize.equalize import uneven_pairs
+    from exporter.quantize.equalize import paired_layers, uneven_pairs
     from exporter.quantize.lints import lint
     from exporter.quantize.prepare import PREPARED, prepare_float
     from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static
@@ -28,6 +28,7 @@ __all__ = [
     "int8_tolerance",
     "lint",
     "node_damage",
+    "paired_layers",
     "prepare_float",
     "quantize_calibrated",
     "quantize_dynamic",
@@ -45,6 +46,7 @@ _HOMES = {
     "int8_tolerance": "tolerance",
     "lint": "lints",
     "node_damage": "damage",
+    "paired_layers": "equalize",
     "prepare_float": "prepare",
     "quantize_calibrated": "static",
     "quantize_dynamic": "dynamic",

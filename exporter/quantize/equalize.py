@@ -67,6 +67,18 @@ def uneven_pairs(path: Path) -> int:
     return sum(1 for ranges in ratios if ranges.max(initial=0) > UNEVEN * max(float(np.median(ranges)), 1e-12))
 
 
+def paired_layers(path: Path) -> int:
+    """How many pairs of layers equalizing acts on.
+
+    Args:
+        path: float ONNX file, BatchNorm folded.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    return sum(1 for _ in _pairs(model, _weights(model)))
+
+
 def equalize(model: onnx.ModelProto) -> int:
     """Equalizes all pairs of layers in place.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.artifacts import Coverage, QuantScheme
 from exporter.onnx_export import onnx_session
-from exporter.quantize.equalize import equalize, uneven_pairs
+from exporter.pipeline.candidates import Candidates
+from exporter.pipeline.results import Int8Model
+from exporter.quantize.equalize import equalize, paired_layers, uneven_pairs
+from exporter.target_api import Int8File
 
 
 def chain(draw: np.random.Generator, spread: float, *, between: list[str], depthwise: bool, last: str) -> Any:
@@ -152,3 +158,22 @@ def test_a_channel_that_is_zero_stays_zero():
     equalize(proto)
     assert np.isfinite(weight(proto, "w2")).all()
     assert not weight(proto, "w1")[2].any()
+
+
+@pytest.mark.parametrize(("between", "told"), [("HardSwish", 1), ("Relu", 0)])
+def test_asked_for_in_vain_it_says_so(tmp_path: Path, between: str, told: int) -> None:
+    draw = np.random.default_rng(1)
+    onnx.save(chain(draw, 1.0, between=[between], depthwise=False, last=between), tmp_path / "prepared.onnx")
+    assert bool(paired_layers(tmp_path / "prepared.onnx")) is not bool(told)
+    events: list[Any] = []
+    job: Any = SimpleNamespace(steps=SimpleNamespace(emit=events.append))
+    nothing: Any = None
+    candidates = Candidates(job, nothing, (), nothing, 1, nothing, nothing)
+    file = Int8File(
+        name="int8",
+        path=tmp_path / "int8.onnx",
+        scheme=QuantScheme(equalize=True),
+        coverage=Coverage(eligible=2, quantized=2),
+    )
+    candidates._remark(Int8Model(file=file, content="", wanted=nothing, prepared=tmp_path / "prepared.onnx"))
+    assert sum("evened out nothing" in event.text for event in events) == told
