@@ -61,23 +61,19 @@ def prune_weights(
     result = copy.deepcopy(module).eval()
     left: list[str] = []
     layers = dict(_layers(result, pruning, left))
+    left += _other_weights(result, layers, pruning.ignore)
     scores = _scores(result, layers, batches, pruning, call, left)
     # Runs share their fate: one score for each.
     shared = {name: _grouped(layers[name], one) for name, one in scores.items()}
-    limits = _limits(shared, pruning)
     gone = total = 0
-    for name, grouped in shared.items():
-        if pruning.pattern == "2:4":
-            order = grouped.argsort(-1)
-            lost = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order[..., :2], True)
-        else:
-            if pruning.pattern == "blocks":
-                grouped = grouped.mean(-1, keepdim=True).expand(grouped.shape)
-            lost = grouped < limits[name] if pruning.threshold is not None else grouped <= limits[name]
+    emptied = []
+    for name, lost in _lost(shared, pruning).items():
         weight = layers[name].weight
         with torch.no_grad():
             weight.masked_fill_(_ungrouped(layers[name], lost), 0)
-        gone, total = gone + int((weight == 0).sum()), total + weight.numel()
+        zeros = int((weight == 0).sum())
+        gone, total = gone + zeros, total + weight.numel()
+        emptied += [name] if zeros == weight.numel() else []
     if gone in (0, total):
         raise ModelError(
             f"{'every' if gone else 'no'} weight would become zero" + "".join(f"\n  - {line}" for line in left[:10]),
@@ -85,23 +81,48 @@ def prune_weights(
             hint="change `sparsity` or `threshold`, or ignore fewer modules",
         )
     names = tuple(f"{name}.weight" for name in shared)
+    told = [f"{name}: every weight is zero now: what it gives does not depend on the input" for name in emptied]
     return result.requires_grad_(False), Sparse(weights=names), (
-        f"{gone / total:.1%} of {total:,} weights in {len(names)} layers are zero", *left
+        f"{gone / total:.1%} of {total:,} weights in {len(names)} layers are zero", *told, *left
     )  # fmt: skip
 
 
 def _layers(
     module: nn.Module, pruning: WeightPruning, left: list[str]
 ) -> Iterable[tuple[str, nn.Linear | nn.modules.conv._ConvNd]]:
+    first: dict[int, str] = {}
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
             continue
-        if any(name == one or name.startswith(f"{one}.") for one in pruning.ignore):
+        if (one := first.setdefault(id(layer.weight), name)) != name:
+            left.append(f"{name} has its weight in common with {one}: it counts once")
+        elif _within(name, pruning.ignore):
             left.append(f"{name} left alone: ignored as asked")
         elif pruning.pattern != "free" and _inputs_last(layer, layer.weight).shape[-1] % RUN:
             left.append(f"{name} left alone: its inputs do not divide into runs of {RUN}")
         else:
             yield name, layer
+
+
+def _other_weights(module: nn.Module, layers: Mapping[str, nn.Module], ignore: Sequence[str]) -> list[str]:
+    """A line for each module with weights that are no layer's: attention's fused projections, LSTMs, embeddings."""
+    known = {id(layer.weight) for layer in layers.values()}
+    found: dict[str, list[str]] = {}
+    for name, parameter in module.named_parameters():
+        place, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(place)
+        layer = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd)
+        if parameter.dim() > 1 and not layer and id(parameter) not in known and not _within(place, ignore):
+            found.setdefault(place, []).append(leaf)
+    return [
+        f"{'.'.join(filter(None, (place, leaves[0])))}{f' and {len(leaves) - 1} more' if leaves[1:] else ''} left "
+        f"alone: of a {type(module.get_submodule(place)).__name__}, which is no linear layer or convolution"
+        for place, leaves in found.items()
+    ]
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in modules)
 
 
 def _scores(
@@ -123,7 +144,13 @@ def _scores(
         left += [f"{name} left alone: the outputs do not depend on it" for name in found if found[name][1] is None]
         return {name: (weight * grad).abs() for name, (weight, grad) in found.items() if grad is not None}
     squares: dict[str, Tensor] = {}
-    hooks = [layer.register_forward_hook(partial(_add_squares, squares, name)) for name, layer in layers.items()]
+    # A weight that several layers have in common sees the inputs of all of them.
+    named = {id(layer.weight): name for name, layer in layers.items()}
+    hooks = [
+        layer.register_forward_hook(partial(_add_squares, squares, named[id(layer.weight)]))
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) and id(layer.weight) in named
+    ]
     with torch.no_grad():
         for batch in batches():
             call(module, batch)
@@ -181,22 +208,30 @@ def _ungrouped(layer: nn.Linear | nn.modules.conv._ConvNd, grouped: Tensor) -> T
     return flat.movedim(-1, 0 if layer.transposed else 1)
 
 
-def _limits(shared: Mapping[str, Tensor], pruning: WeightPruning) -> dict[str, float]:
-    """The score up to which weights of a layer go."""
+def _lost(shared: Mapping[str, Tensor], pruning: WeightPruning) -> dict[str, Tensor]:
+    """Which weights of each layer go, by their scores; runs lie on the last axis."""
     if pruning.pattern == "2:4":
-        return {}
-    if pruning.threshold is not None:
-        return dict.fromkeys(shared, pruning.threshold)
-    means = {
-        name: one.mean(-1).flatten() if pruning.pattern == "blocks" else one.flatten() for name, one in shared.items()
+        return {name: _lowest(one, 2) for name, one in shared.items()}
+    # A block goes as a whole, by its mean.
+    scores = {
+        name: one.mean(-1, keepdim=True) if pruning.pattern == "blocks" else one for name, one in shared.items()
     }
-    if pruning.spread == "global":
-        return dict.fromkeys(shared, _quantile(list(means.values()), float(pruning.sparsity or 0)))
-    return {name: _quantile([one], float(pruning.sparsity or 0)) for name, one in means.items()}
+    if pruning.threshold is not None:
+        lost = {name: one < pruning.threshold for name, one in scores.items()}
+    elif pruning.spread == "global":
+        flat = torch.cat([one.flatten() for one in scores.values()])
+        gone = _lowest(flat, round(float(pruning.sparsity or 0) * len(flat)))
+        parts = torch.split(gone, [one.numel() for one in scores.values()])
+        lost = {name: part.view(one.shape) for (name, one), part in zip(scores.items(), parts, strict=True)}
+    else:
+        lost = {
+            name: _lowest(one.flatten(), round(float(pruning.sparsity or 0) * one.numel())).view(one.shape)
+            for name, one in scores.items()
+        }
+    return {name: part.expand(shared[name].shape) for name, part in lost.items()}
 
 
-def _quantile(parts: Sequence[Tensor], share: float) -> float:
-    """The value up to which a share of all values lies; below all of them where the share rounds to none."""
-    values = torch.cat(list(parts))
-    count = round(share * len(values))
-    return float(values.kthvalue(count).values) if count else -1.0
+def _lowest(scores: Tensor, count: int) -> Tensor:
+    """Exactly so many of the lowest along the last axis; of equal ones the first."""
+    order = scores.argsort(stable=True)[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)

@@ -61,6 +61,68 @@ def test_the_share_asked_for_becomes_zero_and_all_else_stays(
         )
 
 
+@pytest.mark.parametrize("spread", ["layer", "global"])
+def test_equal_scores_go_up_to_the_share_and_no_further(spread: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.ones(8, 8))
+    pruned, _, _ = prune_weights(model, lambda: [], WeightPruning(sparsity=0.25, spread=spread))  # type: ignore[arg-type]
+    assert sum(int((layer.weight == 0).sum()) for layer in pruned) == 24
+    # Inputs that are never there score zero, all of them: a share of them goes.
+    inputs = torch.zeros(4, 8)
+    pruning = WeightPruning(sparsity=0.25, importance="activation")
+    pruned, _, _ = prune_weights(model, lambda: [(inputs,)], pruning)
+    assert int((pruned[0].weight == 0).sum()) == 16
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.two(torch.relu(self.one(x) + 100))))
+
+
+def test_a_weight_that_layers_have_in_common_is_pruned_once_by_the_inputs_of_all() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(16, 8)
+    with torch.no_grad():
+        tied = Tied()
+        tied.one.weight.fill_(1.0)
+        tied.one.bias.copy_(torch.tensor([1000.0, *[0.0] * 7]))  # What `two` reads: loud where `one` reads nothing.
+    pruning = WeightPruning(sparsity=0.5, importance="activation")
+    pruned, change, notes = prune_weights(tied, lambda: [(inputs,)], pruning)
+    assert change.weights == ("one.weight", "head.weight")
+    assert notes[0].startswith("50.0% of 96 weights in 2 layers")
+    assert "two has its weight in common with one: it counts once" in notes
+    assert pruned.two.weight is pruned.one.weight
+    assert bool((pruned.one.weight[:, 0] != 0).all())
+
+
+def test_a_layer_that_lost_every_weight_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-6)
+    _, _, notes = prune_weights(model, lambda: [], WeightPruning(sparsity=0.5, spread="global"))
+    assert notes[1] == "1: every weight is zero now: what it gives does not depend on the input"
+
+
+def test_weights_outside_linear_layers_and_convolutions_are_named() -> None:
+    model = nn.ModuleDict({
+        "attention": nn.MultiheadAttention(8, 2), "lstm": nn.LSTM(8, 4), "words": nn.Embedding(5, 8),
+        "last": nn.Linear(8, 4), "norm": nn.LayerNorm(8),
+    })  # fmt: skip
+    _, change, notes = prune_weights(model, lambda: [], WeightPruning(sparsity=0.5))
+    assert change.weights == ("attention.out_proj.weight", "last.weight")
+    told = "left alone: of a"
+    assert f"attention.in_proj_weight {told} MultiheadAttention, which is no linear layer or convolution" in notes
+    assert any(f"lstm.weight_ih_l0 and 1 more {told} LSTM" in note for note in notes)
+    assert any(f"words.weight {told} Embedding" in note for note in notes)
+    assert not any("norm" in note for note in notes)
+
+
 def test_two_of_every_four_inputs_are_zero_and_the_larger_stay() -> None:
     module, notes = sparse(pattern="2:4")
     assert "0 left alone: its inputs do not divide into runs of 4" in notes
