@@ -37,6 +37,7 @@ KEYS = (
     "exclude",
     "ops",
 )
+NAMES = ("exclude", "ops")
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,8 +111,9 @@ def cross_checked(
 ) -> tuple[Made, tuple[str, ...]]:
     """A target's files with what cross-checking found of them, and the same in words."""
     models, texts = list(made.models), []
+    shipped = {variant.name: fidelity for variant, fidelity in made.judged}
     for side in own:
-        verdict = cross_check(side, others, alike)
+        verdict = cross_check(side, others, alike, changed=shipped.get(side.variant) != side.fidelity)
         texts.append(verdict.text)
         if verdict.lint is not None:
             models = [
@@ -130,26 +132,38 @@ def _nearest(own: Int8Side, others: Sequence[Int8Side]) -> Int8Side | None:
 
 
 def cross_check(
-    own: Int8Side, others: Sequence[Int8Side], alike: Callable[[Int8Side, QuantScheme], Int8Side]
+    own: Int8Side,
+    others: Sequence[Int8Side],
+    alike: Callable[[Int8Side, QuantScheme], Int8Side],
+    *,
+    changed: bool = False,
 ) -> Verdict:
     """Compares SQNR output by output.
 
     Args:
         own: the file of the target that quantizes by itself.
         others: ONNX files of the same plan.
-        alike: makes and judges an ONNX file with another scheme.
+        alike: makes and judges an ONNX file with another scheme, on the samples of `own`.
+        changed: what is shipped is another file: repaired, or made faster.
     """
     other = _nearest(own, others)
     if other is None:
         return Verdict(text=f"{own.variant} was not cross-checked: no static int8 in ONNX was made beside it")
+    if other.fidelity.samples != own.fidelity.samples:
+        # A fixed batch leaves out the samples that do not fill one.
+        other = alike(other, other.scheme)
+    name = f"{own.variant} as first made" if changed else own.variant
     output = _furthest(own, other)
     here, there = own.sqnr_db(output), other.sqnr_db(output)
     both = f"SQNR of '{output}' {here:.1f} dB, in ONNX {there:.1f} dB ({other}), on the same data"
     if abs(here - there) < APART_DB:
-        return Verdict(text=f"{own.variant} was cross-checked: {both}")
+        return Verdict(text=f"{name} was cross-checked: {both}")
     why = _cause(own, other, output, alike)
-    text = f"{own.variant} and ONNX are {abs(here - there):.1f} dB apart: {both}; {why}"
-    lint = Lint(kind="cross-check", subject=output, text=f"{both}; {why}", action="see which of both loses more")
+    text = f"{name} and ONNX are {abs(here - there):.1f} dB apart: {both}; {why}"
+    before = "as first made: " if changed else ""
+    lint = Lint(
+        kind="cross-check", subject=output, text=f"{before}{both}; {why}", action="see which of both loses more"
+    )
     return Verdict(text=text, lint=lint)
 
 
@@ -167,8 +181,10 @@ def _cause(own: Int8Side, other: Int8Side, output: str, alike: Callable[[Int8Sid
     found = []
     if differing:
         made = alike(other, scheme)
-        words = ", ".join(f"{key} = {getattr(scheme, key)!r}" for key in differing)
-        reached = f"with {words} as here ONNX has {made.sqnr_db(output):.1f} dB"
+        words = ", ".join(dict.fromkeys(_words(key, scheme) for key in differing))
+        # What is left in float goes by the names of each file.
+        like = "otherwise as here" if own.scheme.exclude or own.scheme.ops else "as here"
+        reached = f"with {words} {like} ONNX has {made.sqnr_db(output):.1f} dB"
         if abs(own.sqnr_db(output) - made.sqnr_db(output)) < APART_DB:
             return f"the scheme is why: {reached}"
         found.append(f"the scheme is not why: {reached}")
@@ -180,6 +196,10 @@ def _cause(own: Int8Side, other: Int8Side, output: str, alike: Callable[[Int8Sid
         if floats:
             found.append(f"in float {place}: {', '.join(f'{count} {op}' for op, count in floats)}")
     return "; ".join(found) or "scheme and operators in float are the same in both, and explain nothing"
+
+
+def _words(key: str, scheme: QuantScheme) -> str:
+    return "nothing left in float by name or type" if key in NAMES else f"{key} = {getattr(scheme, key)!r}"
 
 
 def _differing(one: QuantScheme, other: QuantScheme) -> list[str]:

@@ -89,3 +89,36 @@ def test_without_an_onnx_file_it_is_said_that_nothing_was_compared() -> None:
     assert cross_check(side(OWN, target="mobile", y=30.0), [], never).text == (
         "int8 was not cross-checked: no static int8 in ONNX was made beside it"
     )
+
+
+def test_what_each_file_leaves_in_float_by_its_own_names_is_not_said_to_be_alike() -> None:
+    own = QuantScheme(activations="int8", exclude=("conv_2d_3",))
+    other = QuantScheme(activations="uint8", exclude=("/conv1/Conv",), ops=("Conv",))
+    verdict = cross_check(side(own, target="mobile", y=40.0), [side(other, y=30.0)], lambda *_: side(other, y=39.0))
+    assert verdict.text.endswith(
+        "the scheme is why: with activations = 'int8', nothing left in float by name or type otherwise as "
+        "here ONNX has 39.0 dB"
+    )
+
+
+def test_a_file_that_was_judged_on_other_samples_is_judged_again_on_these() -> None:
+    other = side(CPU, y=30.0)
+    more = msgspec.structs.replace(other, fidelity=msgspec.structs.replace(other.fidelity, samples=2))
+    asked: list[QuantScheme] = []
+
+    def alike(given: Int8Side, scheme: QuantScheme) -> Int8Side:
+        asked.append(scheme)
+        return side(scheme, y=40.0)
+
+    verdict = cross_check(side(OWN, target="mobile", y=41.0), [more], alike)
+    assert asked == [CPU]
+    assert "in ONNX 40.0 dB" in verdict.text
+    assert verdict.lint is None
+
+
+def test_a_file_that_is_not_the_one_that_is_shipped_is_called_so() -> None:
+    verdict = cross_check(side(OWN, target="mobile", y=41.0), [side(CPU, y=40.0)], never, changed=True)
+    assert verdict.text.startswith("int8 as first made was cross-checked: SQNR of 'y' 41.0 dB")
+    apart = cross_check(side(OWN, target="mobile", y=41.0), [side(OWN, y=30.0)], never, changed=True)
+    assert apart.lint is not None
+    assert apart.lint.text.startswith("as first made: ")
