@@ -611,8 +611,9 @@ class BenchSettings(Value, frozen=True, kw_only=True):
 class LatencySummary(Value, frozen=True, kw_only=True):
     """Steady-state latency in nanoseconds.
 
-    `percentiles` holds only those that the sample count supports at 99 % confidence, each as the conservative
-    order statistic; the keys are `p50`, `p90`, `p95`, `p99`, `p99.9`.
+    `percentiles` holds upper bounds, and not the percentiles of the samples: with 99 % confidence that share of all
+    runs takes no longer. Each is an order statistic of the samples, and is there only if enough were taken; the keys
+    are `p90`, `p95`, `p99`, `p99.9`.
     """
 
     count: int

@@ -24,6 +24,7 @@ from exporter.tables import (
     instruction_kinds,
     instruction_rows,
     profile_rows,
+    runtimes_text,
     variant_lines,
 )
 
@@ -138,7 +139,7 @@ def show_profile(console: Console, manifest: Manifest, measured: Profile) -> Non
     console.table(
         PROFILE_COLUMNS,
         profile_rows(measured, manifest),
-        title=f"latency in ms: {measured.runtime.name} {measured.runtime.version}, {settings.threads} "
+        title=f"latency in ms: {runtimes_text(measured, manifest)}, {settings.threads} "
         f"thread{'s' if settings.threads > 1 else ''}, batch {settings.batch}, {place}{host.cpu} "
         f"({host.cores} cores)",
     )

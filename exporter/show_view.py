@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.artifacts import Profile, RuntimeNeed, Variant
+from exporter.artifacts import Manifest, Profile, RuntimeNeed, Variant
 from exporter.console import Console
 from exporter.tables import (
     PROFILE_COLUMNS,
@@ -23,6 +23,7 @@ from exporter.tables import (
     profile_rows,
     ratio,
     repair_text,
+    runtimes_text,
 )
 from exporter.views import BundleView, printable, without_samples
 
@@ -123,7 +124,7 @@ def _show_latency(console: Console, view: BundleView) -> None:
         console.result("")
         _say(console, f"latency: not measured; `edge-exporter profile {view.path}` measures it")
     for profile in view.profiles.values():
-        _table(console, latency_title(profile), PROFILE_COLUMNS[:-1], [
+        _table(console, latency_title(profile, view.manifest), PROFILE_COLUMNS[:-1], [
             row[:-1] for row in profile_rows(profile, view.manifest)
         ])  # fmt: skip
         for one in profile.comparisons:
@@ -144,13 +145,13 @@ def _show_latency(console: Console, view: BundleView) -> None:
         _say(console, f"mean by benchmark_model on {measured.device}, random inputs, self-test not run: {means}")
 
 
-def latency_title(profile: Profile) -> str:
+def latency_title(profile: Profile, manifest: Manifest) -> str:
     """Where and how latency was measured."""
     host, settings = profile.host, profile.settings
     place = "" if profile.device == "local" else f"{profile.device}: "
     threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
     return (
-        f"latency in ms: {profile.runtime.name} {profile.runtime.version}, {threads}, batch {settings.batch}, "
+        f"latency in ms: {runtimes_text(profile, manifest)}, {threads}, batch {settings.batch}, "
         f"{profile.provenance} on {place}{host.cpu} ({host.cores} cores)"
     )
 

@@ -26,8 +26,8 @@ from exporter.artifacts import (
 
 FIDELITY_COLUMNS = ("", "size", "metric", "SQNR dB", "cosine", "top-1", "max error", "int8")
 HISTORY_COLUMNS = ("SQNR dB", "top-1", "parameters", "MMAC", "size", "zstd", "zeros")
-PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90", "p99", "peak MB", "vs float")
-"""Times are milliseconds."""
+PROFILE_COLUMNS = ("", "runs", "load", "first", "median", "p90 <=", "p99 <=", "peak MB", "vs float")
+"""Times are milliseconds; a percentile is at most what is shown, with 99 % confidence."""
 BENCHMARK_COLUMNS = ("", "runs", "load", "first", "least", "mean", "median", "p95", "MB")
 _ALTERNATIVE_COLUMNS = ("", "target", "file", "metric", "SQNR dB", "size", "median ms", "Pareto")
 NONE = "-"
@@ -220,6 +220,15 @@ def across_lines(profile: Profile) -> list[str]:
         f"{profile.runtime.name} against {first.baseline}, the same files in processes in turn: {pairs}",
         f"intervals are widened by the {first.widened_by:.2f}x that {first.baseline} differs by from itself",
     ]
+
+
+def runtimes_text(profile: Profile, manifest: Manifest) -> str:
+    """Names and versions of the runtimes that a profile's variants ran on; the main one first."""
+    measured = {one.variant for one in profile.variants}
+    named = {variant.runtime for variant in manifest.variants if variant.name in measured}
+    others = {name: version for name, version in profile.runtime.others.items() if name in named}
+    main = {profile.runtime.name: profile.runtime.version} if named - others.keys() or not others else {}
+    return " and ".join(f"{name} {version}" for name, version in {**main, **others}.items())
 
 
 def profile_rows(profile: Profile, manifest: Manifest) -> list[tuple[str, ...]]:

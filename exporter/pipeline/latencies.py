@@ -123,8 +123,10 @@ def _pair(found: _Found, by: float) -> LatencyPair:
 
 
 def _quantile(profile: VariantProfile, name: str) -> float | None:
-    """The median as it is, and other percentiles only where the runs support them."""
-    return profile.summary.median if name == "p50" else profile.summary.percentiles.get(name)
+    """A percentile of the runs themselves, other than the median only where they are enough to bound it."""
+    if name != "p50" and name not in profile.summary.percentiles:
+        return None
+    return sample_quantile(profile.samples_ns, PERCENTILES[name])
 
 
 def _find(profile: Profile, variant: str) -> VariantProfile | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import HostState, Profile
+from exporter.artifacts import HostState, Manifest, Profile
 from exporter.report.page import Block, Distribution, Figure, Lines, Section, Series, Table
 from exporter.report.tradeoffs import place_of
 from exporter.tables import (
@@ -14,10 +14,12 @@ from exporter.tables import (
     instruction_rows,
     milliseconds,
     ratio,
+    runtimes_text,
 )
 from exporter.views import BundleView
 
-COLUMNS = ("variant", "runs", "load ms", "first ms", "median ms", "interval of 95 %", "p90", "p95", "p99", "peak MB",
+COLUMNS = ("variant", "runs", "load ms", "first ms", "median ms", "interval of 95 %", "p90 <=", "p95 <=", "p99 <=",
+           "peak MB",
            "against float")  # fmt: skip
 
 
@@ -25,7 +27,10 @@ def latency_sections(view: BundleView) -> list[Section]:
     """Sections about latency; one that says how to measure where nothing was."""
     several = len({one.runtime.name for one in view.profiles.values()}) > 1
     sections = [
-        Section(title=f"Latency{f' on {one.runtime.name}' if several else ''}, {place_of(one)}", blocks=_profile(one))
+        Section(
+            title=f"Latency{f' on {one.runtime.name}' if several else ''}, {place_of(one)}",
+            blocks=_profile(one, view.manifest),
+        )
         for one in view.profiles.values()
     ]
     if not sections:
@@ -38,7 +43,7 @@ def latency_sections(view: BundleView) -> list[Section]:
     return sections
 
 
-def _profile(profile: Profile) -> tuple[Block, ...]:
+def _profile(profile: Profile, manifest: Manifest) -> tuple[Block, ...]:
     rows = []
     for one in profile.variants:
         summary = one.summary
@@ -57,10 +62,10 @@ def _profile(profile: Profile) -> tuple[Block, ...]:
                 f"{ratio(compared[0])}, {compared[0].verdict}" if compared else "-",
             )
         )
-    runtime = f"{profile.runtime.name} {profile.runtime.version}"
     table = Table(
-        caption=f"{runtime}, batch {profile.settings.batch}: load and first run apart from steady state; a dash is "
-        "what was not measured or what too few runs support",
+        caption=f"{runtimes_text(profile, manifest)}, batch {profile.settings.batch}: load and first run apart from "
+        "steady state; a dash is what was not measured or what too few runs support. Percentiles are bounds: with "
+        "99 % confidence so many of all runs take no longer",
         columns=COLUMNS,
         rows=tuple(rows),
     )
@@ -71,7 +76,7 @@ def _profile(profile: Profile) -> tuple[Block, ...]:
     longest = ", ".join(f"{one.label} {one.x[-1]:.3g} ms" for one in series)
     figure = Figure(
         caption=f"Share of runs that took at most so long: raw samples but the slowest 0.5 % (longest: {longest}).",
-        alt=f"distribution of latency of {', '.join(one.label for one in series)}; the table has the percentiles",
+        alt=f"distribution of latency of {', '.join(one.label for one in series)}; percentiles are in the table",
         plot=Distribution(series=series),
     )
     delegation = delegation_text(profile.variants)

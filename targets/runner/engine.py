@@ -39,12 +39,14 @@ class Engine(NamedTuple):
         except Exception as error:  # the runtime's own exception types are unknown here
             raise Fault(BROKEN, f"{model} cannot be opened: {brief(error)}") from error
 
-    def facts(self) -> dict[str, Any]:
-        """Name, version and provider of the runtime, numpy's version, and versions of the other runtimes here."""
+    def facts(self, variants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Name, version and provider of the runtime, numpy's version, and versions of others that variants use."""
         others = {}
+        used = {variant["runtime"] for variant in variants}
         for name, runtime in self.others.items():
             with suppress(runtime.RuntimeMissing):
-                others[name] = runtime.version()
+                if name in used:
+                    others[name] = runtime.version()
         return {
             "others": others,
             "name": self.runtime.NAME,

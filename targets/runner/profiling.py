@@ -46,7 +46,7 @@ def profile(
         "target": bundle.manifest["target"],
         "provenance": "native",
         "host": host,
-        "runtime": engine.facts(),
+        "runtime": engine.facts([bundle.variants[name] for name in names]),
         "settings": settings._asdict(),
         "before": steady.before,
         "after": steady.after,
@@ -69,19 +69,20 @@ def profile(
 
 
 def profile_lines(profile: dict[str, Any], name: str) -> list[str]:
-    """The profile as a table of at most 80 columns; a percentile that the samples do not support is a dash."""
+    """The profile as a table of at most 80 columns; a bound that the samples do not support is a dash."""
     host, facts, settings = profile["host"], profile["runtime"], profile["settings"]
     pinned = ",".join(map(str, settings["affinity"])) if settings["affinity"] else "not pinned"
+    others = "".join(f", {other} {version}" for other, version in facts["others"].items())
     about = [
         f"bundle   {name}",
-        f"runtime  {facts['name']} {facts['version']}, {facts['provider']}, numpy {facts['numpy']}",
+        f"runtime  {facts['name']} {facts['version']}, {facts['provider']}{others}, numpy {facts['numpy']}",
         f"host     {host['cpu']}, {host['cores']} cores, {host['system']} {host['machine']}, "
         f"governor {host['governor'] or 'unknown'}",
         f"measured batch {settings['batch']}, {settings['threads']} thread(s), CPUs {pinned}, "
         f"{profile['variants'][0]['summary']['count']} rounds interleaved",
     ]
     lines = [line for text in about for line in textwrap.wrap(text, 80, subsequent_indent=" " * 9)]
-    head = ("variant", "median", "95 % interval", "p90", "p99", "load", "first", "peak MB")
+    head = ("variant", "median", "95 % interval", "p90 <=", "p99 <=", "load", "first", "peak MB")
     lines += ["", _row(head), _row(("", "ms", "ms", "ms", "ms", "ms", "ms", ""))]
     for entry in profile["variants"]:
         summary, peak = entry["summary"], entry["peak_rss_bytes"]

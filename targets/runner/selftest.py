@@ -115,6 +115,7 @@ def test_variant(engine: Engine, bundle: Bundle, name: str) -> dict[str, Any]:
     total = sum(match.total for match in matches)
     return {
         "variant": name,
+        "runtime": engine.runtime_of(bundle.variants[name]).NAME,
         "passed": not problems,
         "cases": cases,
         "max_abs_error": max((match.worst for match in matches if match.worst is not None), default=None),
@@ -136,7 +137,7 @@ def self_test(engine: Engine, bundle: Bundle, names: Sequence[str]) -> dict[str,
     return {
         "passed": all(variant["passed"] for variant in variants),
         "problems": [],
-        "runtime": engine.facts(),
+        "runtime": engine.facts([bundle.variants[name] for name in names]),
         "variants": variants,
         "host": host_facts(),
     }
@@ -155,4 +156,7 @@ def self_test_lines(report: dict[str, Any]) -> list[str]:
         lines += [f"  - {problem}" for problem in tested["problems"]]
     facts = report["runtime"]
     verdict = "passed" if report["passed"] else "FAILED"
-    return [*lines, f"self-test {verdict} on {facts['name']} {facts['version']}, {facts['provider']}"]
+    ran = {tested["runtime"] for tested in report["variants"]} or {facts["name"]}
+    places = [f"{facts['name']} {facts['version']}, {facts['provider']}"] if facts["name"] in ran else []
+    places += [f"{name} {facts['others'].get(name, '(missing)')}" for name in sorted(ran - {facts["name"]})]
+    return [*lines, f"self-test {verdict} on {' and on '.join(places)}"]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+PERCENTILES = {"p90": 0.90, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 SUPPORT = 0.99
-"""Confidence with which a printed percentile is not below the true one."""
+"""Confidence with which the bound of a percentile is not below the true one."""
 CONFIDENCE = 0.95
 """Confidence of the interval around a median."""
 DRIFT = 0.05
@@ -56,7 +56,7 @@ def percentile_rank(n: int, p: float) -> int | None:
     """Rank (from 1) of the order statistic that is at least the p-quantile with 99 % confidence.
 
     It is the smallest k with P(Binomial(n, p) <= k - 1) >= 0.99. None when that is the maximum or beyond: then the
-    sample says nothing about the percentile. For p50, p90, p95, p99, p99.9 this needs 11, 64, 130, 662, 6636 samples.
+    sample says nothing about the percentile. For p90, p95, p99, p99.9 this needs 64, 130, 662, 6636 samples.
     """
     if n < 2:
         return None
@@ -69,7 +69,7 @@ def percentile_rank(n: int, p: float) -> int | None:
 
 
 def supported_percentiles(n: int) -> dict[str, int]:
-    """The percentiles that n samples support, each with the rank (from 1) of its conservative order statistic."""
+    """The percentiles that n samples support, each with the rank (from 1) of its upper bound."""
     ranks = {label: percentile_rank(n, p) for label, p in PERCENTILES.items()}
     return {label: rank for label, rank in ranks.items() if rank is not None}
 
@@ -109,7 +109,7 @@ def relative_width(samples: Sequence[int]) -> float:
 
 
 def summarize(samples: Sequence[int]) -> dict[str, Any]:
-    """Count, minimum, mean, median with interval, and the supported percentiles of latencies in ns."""
+    """Count, minimum, mean, median with interval, and bounds of the supported percentiles of latencies in ns."""
     ordered = sorted(samples)
     interval = median_interval(ordered)
     return {

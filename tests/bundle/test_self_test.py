@@ -14,6 +14,7 @@ from exporter.artifacts import (
     RuntimeNeed,
     Tolerance,
 )
+from exporter.tables import runtimes_text
 from targets.runner import choice, host
 
 
@@ -151,6 +152,26 @@ def test_one_of_two_runtimes_is_tested_and_measured_without_the_other(bundle: Pa
     profile = profile_of(bundle, "--runtime", "numpy")
     assert [one.variant for one in profile.variants] == ["int8", "third"]
     assert [(one.variant, one.baseline) for one in profile.comparisons] == [("third", "int8")]
+
+
+def test_all_runtimes_that_were_tested_and_measured_are_named(bundle: Path) -> None:
+    second_runtime(bundle)
+    last = run(bundle, "--self-test").stdout.splitlines()[-1]
+    version = profile_of(bundle).runtime.version
+    assert last == f"self-test passed on onnxruntime {version}, CPUExecutionProvider and on numpy {version}"
+    assert "numpy" not in run(bundle, "--self-test", "--variant", "fp32").stdout
+    assert run(bundle, "--self-test", "--variant", "int8").stdout.splitlines()[-1] == (
+        f"self-test passed on numpy {version}"
+    )
+    measured = profile_of(bundle)
+    assert measured.runtime.others == {"numpy": version}
+    assert profile_of(bundle, "--variant", "fp32").runtime.others == {}
+    manifest = manifest_of(bundle)
+    assert runtimes_text(measured, manifest) == f"onnxruntime {version} and numpy {version}"
+    assert runtimes_text(profile_of(bundle, "--variant", "int8"), manifest) == f"numpy {version}"
+    assert f"CPUExecutionProvider, numpy {version}, numpy" in run(
+        bundle, "--bench", "--min-samples", "20", "--min-seconds", "0", "--max-seconds", "1"
+    ).stdout.replace("\n" + " " * 9, " ")
 
 
 def test_the_main_runtime_alone_runs_its_own_variants(bundle: Path) -> None:

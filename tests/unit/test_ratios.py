@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.artifacts import LatencySummary, VariantProfile
 from exporter.comparison import Compared, ComparedVariants, LatencyPair, Pair, judged, parse_gates
 from exporter.errors import InputError, UsageError
 from exporter.measure import bootstrap_ratio, bootstrap_ratios, paired_ratio
+from exporter.pipeline.latencies import _paired
+from targets.runner.stats import summarize
 
 
 def noisy(random: np.random.Generator, count: int, level: float, memory: float) -> list[int]:
@@ -19,6 +23,26 @@ def noisy(random: np.random.Generator, count: int, level: float, memory: float) 
     for index in range(1, count):
         noise[index] = memory * noise[index - 1] + np.sqrt(1 - memory**2) * random.normal()
     return [int(level * (1 + 0.03 * one)) for one in noise]
+
+
+def measured(runs: int, level: int) -> VariantProfile:
+    """One variant's profile, with the summary that the runner makes of its runs."""
+    samples = tuple(level + 1000 * index for index in range(runs))
+    return VariantProfile(
+        variant="fp32", load_ns=1, first_ns=1, peak_rss_bytes=None, warmup_runs=0, samples_ns=samples,
+        summary=msgspec.convert(summarize(samples), LatencySummary),
+    )  # fmt: skip
+
+
+def test_rounds_are_compared_by_percentiles_of_their_runs_and_not_by_bounds_of_them() -> None:
+    few, many = [measured(60, 1_000_000)] * 6, [measured(101, 2_000_000)] * 6
+    found = _paired(many, many, "p90")
+    assert found is not None
+    assert found.a == 2_090_000 < many[0].summary.percentiles["p90"]
+    assert _paired(many, few, "p90") is None, "60 runs bound no p90"
+    median = _paired(few, many, "p50")
+    assert median is not None
+    assert (median.a, median.b) == (few[0].summary.median, many[0].summary.median)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.6])
