@@ -63,6 +63,36 @@ def test_single_samples_are_refused_because_they_have_no_variance() -> None:
     reestimate_norms(nn.Flatten(), [(images(1),)])
 
 
+def test_norms_of_data_sorted_by_class_have_the_statistics_of_mixed_data() -> None:
+    """Classes apart by more than they are wide: nearly all variance is between batches."""
+    given = torch.cat([images(32, seed) + 20 * seed for seed in range(4)])
+    model = net()
+    reestimated = reestimate_norms(model, [(part,) for part in given.split(32)])
+    features = model[0](given).detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(reestimated[1].running_mean, features.mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reestimated[1].running_var, features.var(1), rtol=1e-4, atol=1e-4)
+    # A second norm is fed with what the first gives, normalised by batches: they are mixed.
+    deep = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)).eval()
+    deep = reestimate_norms(deep, [(part,) for part in given.split(32)])
+    truly = torch.relu(deep[0](given)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(deep[2].running_var, truly.var(1), rtol=0.02, atol=0.02)
+    # Batches of different shapes cannot be mixed, and a norm that never runs keeps what it has.
+    aside = Aside()
+    aside.idle.running_mean.fill_(7)
+    aside = reestimate_norms(aside, [(images(4),), (images(4)[..., :5],)])
+    assert float(aside.idle.running_mean[0]) == 7
+    assert float(aside.norm.running_mean[0]) not in (0, 7)
+
+
+class Aside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.idle = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
 def test_pairs_of_nearly_full_energy_compute_the_same() -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
