@@ -115,6 +115,8 @@ class _Pairs:
         if node.op_type not in self._with_int8_form:
             return False
         quantized = any(one.op_type == QUANTIZE for name in node.output for one in self._readers.get(name, ()))
+        if node.op_type == "Clip" and quantized:
+            return True  # A product whose float result is clipped and then rounded gets no int8 kernel at all.
         return self._from_int8(node) and (quantized or node.op_type in FLOAT_RESULTS)
 
     def _from_int8(self, node: onnx.NodeProto) -> bool:

@@ -237,6 +237,16 @@ def test_a_clip_whose_bounds_leave_out_zero_stays(tmp_path: Path, low: float | N
     ]
 
 
+def test_products_before_and_behind_a_clip_that_stays_have_int8_kernels(tmp_path: Path) -> None:
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(3, WIDTH, WIDTH), "low": np.float32(2)}
+    compared(tmp_path, net(clipped(["low"]), weights))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", options, providers=["CPUExecutionProvider"])
+    ops = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
+    assert (ops.count("QGemm"), ops.count("Gemm")) == (2, 0)
+
+
 def test_a_clip_whose_bounds_are_computed_stays(tmp_path: Path) -> None:
     nodes = [helper.make_node("ReduceMean", ["x"], ["low"], name="mean", keepdims=0), *clipped(["low"])]
     weights = {"w": values(1, WIDTH, WIDTH), "v": values(3, WIDTH, WIDTH)}
