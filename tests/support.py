@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from exporter.store import LAYOUT
+
 Arrays = Mapping[str, NDArray[Any]]
 
 COMMAND = (sys.executable, "-c", "from exporter.cli import main; main()")
@@ -172,6 +174,12 @@ class Workplace:
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of processes that run here."""
         return {**os.environ, "EDGE_EXPORTER_CACHE": str(self.cache), **more}
+
+    def lend(self, kept: Path) -> None:
+        """Puts an entry of another store into this one."""
+        link = self.cache / LAYOUT / kept.parent.name / kept.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(kept)
 
     def write(self, name: str, text: str) -> Path:
         """Writes a text file."""

@@ -25,7 +25,7 @@ from exporter.bundle import (
     write_atomically,
 )
 from exporter.devices import EmulatedDevice
-from exporter.devices.arm64 import TOOLS, check_tools, pinned
+from exporter.devices.arm64 import TOOLS, check_tools, pinned, userland
 from exporter.errors import BundleError, MissingError
 from exporter.pipeline.publish import set_default
 from exporter.quantize import quantize_static
@@ -43,6 +43,7 @@ emulates = [
 ]
 POSITIONS, INNER, OUTER = 64, 256, 128
 MACS = POSITIONS * INNER * OUTER
+ROUNDING = 1e-5
 VARIANTS = {"pi4": ["fp32", "int8"], "pi5": ["fp32", "int8", "int8-dotprod", "fp16"]}
 
 
@@ -69,7 +70,9 @@ def bundle(shared_place: Workplace) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(shared_place: Workplace) -> Store:
+def store(bundle: Path, kept: Store, shared_place: Workplace) -> Store:
+    """With the userland that all tests share; that of bundles for phones is made here."""
+    shared_place.lend(userland(kept, read_manifest(bundle).runtime))
     return Store(shared_place.cache)
 
 
@@ -80,7 +83,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def profile(bundle: Path, shared_place: Workplace, device: str) -> InstructionProfile:
+def profile(bundle: Path, shared_place: Workplace, device: str, store: Store) -> InstructionProfile:
     """What the command line says of it, read back from where it was written."""
     result = shared_place.run("profile", bundle, "--device", f"emulated:{device}", "--json")
     assert result.code == 0, result.err
@@ -106,15 +109,12 @@ class TestOnADevice:
         others = [reason.partition(" which ")[2].partition(" ")[0] for reason in profile.skipped]
         assert [*VARIANTS[device], *others] == VARIANTS["pi5"]
 
-    def test_int8_kernels_answer_as_the_simulation_here_said_but_for_a_step(
-        self, profile: InstructionProfile
-    ) -> None:
+    def test_int8_kernels_answer_as_the_simulation_here_said(self, profile: InstructionProfile) -> None:
         for one in profile.variants:
-            assert one.exact_share is not None
             if one.variant.startswith("int8"):
-                assert one.max_quanta is not None
-                assert one.max_quanta <= 1.01
-                assert one.exact_share > 0.9
+                # The last product writes floats: a step of any layer before it would show thousands of times as much.
+                assert one.max_abs_error is not None
+                assert one.max_abs_error < ROUNDING
 
     def test_it_is_labelled_and_holds_no_time(self, profile: InstructionProfile, device: str) -> None:
         assert profile.provenance == "emulated"
@@ -184,7 +184,7 @@ class TestOnADevice:
         assert [one["variant"] for one in report["variants"]] == VARIANTS[device]
         for one in report["variants"]:
             if one["variant"].startswith("int8"):
-                assert one["exact_share"] > 0.9
+                assert one["max_abs_error"] < ROUNDING
 
     def test_multiplications_are_those_of_the_model_to_the_last_one(
         self, bundle: Path, device: str, store: Store, tmp_path: Path
