@@ -24,10 +24,15 @@ KINDS = {
 """What is counted, by kind of finding; what stayed float has lines of its own beside the result."""
 
 
+def for_arm(requires: Sequence[str]) -> bool:
+    """Whether a file is made for ARM, by the CPU features that it requires."""
+    return any(need.startswith("asimd") for need in requires)
+
+
 def lints_for(lints: Sequence[Lint], requires: Sequence[str]) -> tuple[Lint, ...]:
     """Findings that matter on the CPUs that a file is made for."""
     # ARM's kernels, too, sum products of bytes in 32 bits.
-    exact = any("vnni" in need or need.startswith("asimd") for need in requires)
+    exact = for_arm(requires) or any("vnni" in need for need in requires)
     return tuple(one for one in lints if not (exact and one.kind == "saturation"))
 
 

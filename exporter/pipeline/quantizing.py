@@ -11,7 +11,7 @@ import msgspec
 
 from exporter.artifacts import Coverage, Lint, QuantScheme, TensorSpec, canonical
 from exporter.pipeline.job import Job
-from exporter.pipeline.linting import lints_for
+from exporter.pipeline.linting import for_arm, lints_for
 from exporter.pipeline.results import FloatModel, Int8Model, load_json
 from exporter.pipeline.steps import versions
 from exporter.store import Stored
@@ -50,6 +50,8 @@ def quantized(
 ) -> Int8Model:
     """A QDQ file with this very scheme; see `int8_model`."""
     calibrated = _calibrate(job, inputs, float_model, scheme, samples)
+    # Of files with unsigned activations onnxruntime makes the same everywhere: those of all targets are one.
+    arm = for_arm(wanted.requires) and scheme.activations == "int8"
 
     def build(folder: Path) -> None:
         from exporter.quantize import PREPARED, correct_biases, lint, quantize_calibrated
@@ -59,12 +61,13 @@ def quantized(
         if scheme.correct_biases:
             correct_biases(calibrated.folder / PREPARED, model, _few(job, inputs))
         (folder / "coverage.json").write_bytes(canonical(coverage))
-        found = lint(calibrated.folder, model, scheme=scheme, coverage=coverage, samples=samples)
+        found = lint(calibrated.folder, model, scheme=scheme, coverage=coverage, samples=samples, arm=arm)
         (folder / "lints.json").write_bytes(canonical(found))
 
     parts = {
         "calibrated": calibrated.content,
         "scheme": scheme,
+        "arm": arm,
         "versions": versions("onnxruntime", "onnx"),
         # Only what the biases are corrected with is not in what calibration left.
         "data": [inputs, job.calibration_parts()] if scheme.correct_biases else None,

@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     import onnx
 
 
-def optimised(model: Path) -> onnx.ModelProto:
-    """The graph that onnxruntime runs for a file on this machine, without the values of weights."""
+def optimised(model: Path, *, signed: bool = False) -> onnx.ModelProto:
+    """The graph that onnxruntime runs for a file, without the values of weights.
+
+    Args:
+        model: the file.
+        signed: as on ARM, whose kernels take signed activations; x86 leaves those in float, or makes them unsigned.
+    """
     import onnx
     import onnxruntime
 
@@ -25,18 +30,21 @@ def optimised(model: Path) -> onnx.ModelProto:
         path = Path(temp) / "model.onnx"
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        if signed:
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         return onnx.load(path, load_external_data=False)
 
 
-def fusion_lints(path: Path, int8_model: onnx.ModelProto) -> Iterator[Lint]:
+def fusion_lints(path: Path, int8_model: onnx.ModelProto, *, signed: bool) -> Iterator[Lint]:
     """Int8 nodes that run in float all the same, and how many conversions are left.
 
     Args:
         path: the QDQ file.
         int8_model: the same, loaded.
+        signed: see `optimised`.
     """
-    graph = optimised(path).graph
+    graph = optimised(path, signed=signed).graph
     quantized, dequantized = (
         {
             name

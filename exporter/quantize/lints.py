@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lint(
-    calibrated: Path, int8_model: Path, *, scheme: QuantScheme, coverage: Coverage, samples: int
+    calibrated: Path, int8_model: Path, *, scheme: QuantScheme, coverage: Coverage, samples: int, arm: bool = False
 ) -> tuple[Lint, ...]:
     """Looks an int8 model over.
 
@@ -31,22 +31,23 @@ def lint(
         scheme: how it was made.
         coverage: which of its nodes are int8.
         samples: calibration samples.
+        arm: the file is made for ARM, which may be another machine than this one.
 
     Returns:
         Findings, by kind in the order of `LintKind`, within a kind the worst first.
     """
-    return tuple(_lints(calibrated, int8_model, scheme, coverage, samples))
+    return tuple(_lints(calibrated, int8_model, scheme, coverage, samples, arm))
 
 
 def _lints(
-    calibrated: Path, int8_model: Path, scheme: QuantScheme, coverage: Coverage, samples: int
+    calibrated: Path, int8_model: Path, scheme: QuantScheme, coverage: Coverage, samples: int, arm: bool
 ) -> Iterator[Lint]:
     states = load_states(calibrated / STATES)
     float_model, quantized = onnx.load(calibrated / PREPARED), onnx.load(int8_model)
     yield from few_data(states, scheme.observer, samples)
     yield from range_lints(states, scheme)
     yield from graph_lints(float_model, quantized, scheme, coverage)
-    yield from fusion_lints(int8_model, quantized)
+    yield from fusion_lints(int8_model, quantized, signed=arm and scheme.activations == "int8")
     yield from _left_in_float(coverage)
 
 

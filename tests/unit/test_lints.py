@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_eight_bit_weights_can_saturate_and_seven_bits_cannot(tmp_path):
     (tmp_path / "u8u8").mkdir()
     unsigned, _ = found(tmp_path / "u8u8", dense(), QuantScheme(weights="uint8", per_channel=False))
     assert of(unsigned, "saturation") == []
+
+
+@pytest.mark.skipif(machine() not in ("x86_64", "AMD64"), reason="ARM fuses signed activations itself")
+def test_what_another_kind_of_cpu_fuses_is_not_said_to_run_in_float_there(tmp_path):
+    model = dense()
+    model.graph.node[1].CopyFrom(helper.make_node("Mul", ["h", "h"], ["r"], name="square"))
+    scheme = QuantScheme(activations="int8", symmetric_activations=False)
+    here, _ = found(tmp_path, model, scheme)
+    assert "square" in of(here, "unfused")
+    coverage = Coverage(eligible=3, quantized=3)
+    there = lint(
+        tmp_path / "calibrated",
+        tmp_path / "int8" / "model.onnx",
+        scheme=scheme,
+        coverage=coverage,
+        samples=64,
+        arm=True,
+    )
+    assert of(list(there), "unfused") == []
 
 
 def test_few_samples_are_too_few_for_any_observer(tmp_path):
