@@ -122,7 +122,9 @@ def variant_facts(variant: Variant) -> list[str]:
 def _show_latency(console: Console, view: BundleView) -> None:
     if not view.profiles:
         console.result("")
-        _say(console, f"latency: not measured; `edge-exporter profile {view.path}` measures it")
+        packed = f"`edge-exporter unpack {view.path}`, then `edge-exporter profile` with its folder"
+        how = packed if view.path.is_file() else f"`edge-exporter profile {view.path}`"
+        _say(console, f"latency: not measured; {how} measures it")
     for profile in view.profiles.values():
         _table(console, latency_title(profile, view.manifest), PROFILE_COLUMNS[:-1], [
             row[:-1] for row in profile_rows(profile, view.manifest)

@@ -9,7 +9,7 @@ import msgspec
 
 from exporter.artifacts import Manifest, NotMeasured, Profile, RuntimeRatio
 from exporter.devices import kept_python, run_bench, runtime_named, steady_seconds
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, shorten
 from exporter.events import Note
 from exporter.measure import Ratio, bootstrap_ratio
 from exporter.pipeline.steps import Steps
@@ -71,7 +71,7 @@ def measure_beside(
             with steps.measuring(f"{manifest.target}: measure latency on {name}", steady_seconds(settings)):
                 found[name] = run_bench(bundle, settings, len(manifest.variants), python, name)
         except ExporterError as error:
-            steps.emit(Note(text=f"not measured on {name}: {error.what} ({error.why})"))
+            steps.emit(Note(text=f"not measured on {name}: {error.what} ({shorten(error.why)})"))
             found[name] = not_made(name, error, final)
     if any(isinstance(one, Profile) for one in found.values()):
         by = _widened(first, _again(bundle, manifest, settings, steps))

@@ -22,7 +22,7 @@ from exporter.devices import cpu_features, kept_python, run_self_test
 from exporter.errors import InputError, closest
 from exporter.events import Note
 from exporter.pipeline.candidates import Candidates, Made
-from exporter.pipeline.converted import check_variants
+from exporter.pipeline.converted import check_variants, larger_notes
 from exporter.pipeline.crosschecking import MadeAlike, cross_checked, static_sides
 from exporter.pipeline.evaluating import evaluate
 from exporter.pipeline.forms import form_notes, form_of_data, formed_inputs, formed_signature
@@ -289,7 +289,7 @@ class Bundling:
         resolved = self.job.plan.resolved(self.plan)
         folder, variants = made.folder, [variant for variant, _ in made.judged]
         form = self.need.form
-        self.notes += form_notes(signature, form)
+        self.notes += (*form_notes(signature, form), *larger_notes(folder, variants))
         for note in self.notes:
             self.steps.emit(Note(text=f"{self.target.name}: {note}"))
         taken = formed_signature(signature, form)

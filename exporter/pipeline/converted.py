@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from exporter.errors import StageError
+from exporter.tables import human_size
 from exporter.target_api import SHARED, VariantFile
+
+WORTH = 64_000
+"""Bytes of a float file from which on a quantized one is expected to be smaller."""
 
 
 def check_variants(target: str, made: object, folder: Path, *, whole: bool = True) -> None:
@@ -46,6 +51,18 @@ def check_variants(target: str, made: object, folder: Path, *, whole: bool = Tru
             why="; ".join(problems),
             hint="update the package that brings this target",
         )
+
+
+def larger_notes(folder: Path, variants: Sequence[VariantFile]) -> tuple[str, ...]:
+    """Which files are larger than the float one, where that is large enough for a format's own bytes not to count."""
+    first, *others = variants
+    sizes = {one.name: sum(path.stat().st_size for path in (folder / one.main).parent.iterdir()) for one in variants}
+    base = sizes[first.name]
+    return tuple(
+        f"{one.name} is larger than {first.name}: {human_size(sizes[one.name])} against {human_size(base)}"
+        for one in others
+        if base >= WORTH and sizes[one.name] > base
+    )
 
 
 def _names(made: tuple[VariantFile, ...]) -> list[tuple[str, int]]:

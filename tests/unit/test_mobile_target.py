@@ -9,7 +9,8 @@ import pytest
 
 from exporter.artifacts import QuantScheme, Signature
 from exporter.errors import InputError
-from exporter.target_api import ConvertRequest
+from exporter.pipeline.converted import larger_notes
+from exporter.target_api import ConvertRequest, VariantFile
 from targets import _litert
 from targets.mobile import TARGET, MobileOptions
 
@@ -45,3 +46,15 @@ def test_an_operator_that_is_not_there_is_told_before_anything_is_quantized(
     with pytest.raises(InputError, match="the model has no operator CONV2D"):
         TARGET.convert(request, MobileOptions(exclude=("CONV2D",)), tmp_path)
     assert asked == [()]
+
+
+@pytest.mark.parametrize(("base", "noted"), [(70_000, True), (1_000, False)])
+def test_a_quantized_file_that_is_larger_than_a_float_one_of_some_size_is_noted(
+    base: int, noted: bool, tmp_path: Path
+) -> None:
+    sizes = {"fp32": base, "fp16": base // 2, "int8": base + 900}
+    for name, size in sizes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.tflite").write_bytes(bytes(size))
+    made = [VariantFile(name=name, main=f"{name}/model.tflite", runtime="r", precision=name) for name in sizes]
+    assert larger_notes(tmp_path, made) == (("int8 is larger than fp32: 70.9 kB against 70.0 kB",) if noted else ())
