@@ -33,7 +33,10 @@ def kept_in_float(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -
     kept = dict.fromkeys(unfit_gemms(graph), ODD_BIAS)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Clip" and (reason := _unfit(node, constants)):
+        biases = [constants[name] for name in node.input[2:] if name in constants]
+        if node.op_type == "LayerNormalization" and any(len(bias.dims) > 1 for bias in biases):
+            kept[node.name] = ODD_BIAS
+        elif node.op_type == "Clip" and (reason := _unfit(node, constants)):
             kept[node.name] = reason
         elif node.op_type in ("Relu", "Clip") and not (node.op_type == "Relu" and scheme.activations == "uint8"):
             name = node.output[0]

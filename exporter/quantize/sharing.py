@@ -38,12 +38,14 @@ def separate_weights(model: onnx.ModelProto) -> int:
 
     graph = model.graph
     uses, with_int8_form = _uses(graph), quantizable_ops()
-    taken = set(uses) | {value.name for value in graph.output}
+    ends = {value.name for value in graph.output}
+    taken = set(uses) | ends
     copies = 0
     for tensor in list(graph.initializer):
         if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
             continue
-        names: dict[tuple[object, ...], str] = {}
+        # What the model hands out is not to be rounded.
+        names: dict[tuple[object, ...], str] = {("",): tensor.name} if tensor.name in ends else {}
         for node, index in uses[tensor.name]:
             if node.op_type not in with_int8_form:
                 continue

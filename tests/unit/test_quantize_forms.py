@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifacts import Coverage, QuantScheme
-from exporter.quantize import decibels, quantize_static
+from exporter.quantize import decibels, quantize_dynamic, quantize_static
 
 WIDTH = 16
 SCHEME = QuantScheme(reduce_range=True)  # Seven-bit weights, whose sums saturate on no CPU.
@@ -108,6 +108,27 @@ def test_a_gemm_with_a_bias_of_its_own_for_each_row_stays_float(tmp_path: Path, 
     decibel, coverage = compared(tmp_path, net(gemms(weights["b"]), weights, batch=4))
     assert decibel > 30
     assert {one.node: one.reason for one in coverage.skipped}["first"] == "its bias is not one value a channel"
+
+
+def test_a_normalization_over_several_axes_stays_float(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "b"], ["n"], name="norm", axis=1),
+        helper.make_node("MatMul", ["n", "w"], ["y"], name="product"),
+    ]
+    weights = {"g": np.exp(values(1, 8, WIDTH)), "b": values(2, 8, WIDTH), "w": values(3, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(nodes, weights, sample=(8, WIDTH)))
+    assert decibel > 28
+    assert coverage.quantized_ops == {"MatMul": 1}
+
+
+def test_constants_that_are_handed_out_are_not_rounded(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["y"])]
+    model = net(nodes, {"w": values(1, WIDTH, WIDTH)}, outputs=("y", "w"))
+    onnx.save(model, tmp_path / "float.onnx")
+    coverage = quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx", scheme=QuantScheme(dynamic=True))
+    assert coverage.quantized_ops == {"Gemm": 1}
+    _, handed = answers(tmp_path / "int8.onnx", {"x": values(0, 32, WIDTH)}, fused=True)
+    np.testing.assert_array_equal(handed, values(1, WIDTH, WIDTH))
 
 
 def test_a_computed_bias_keeps_its_factor(tmp_path: Path) -> None:
