@@ -206,11 +206,22 @@ def _scored(
 
 
 def accumulate_gradients(module: nn.Module, batches: Iterable[Batch], call: Call) -> None:
-    """Gradients of the mean square of the outputs, which needs no labels, summed over batches."""
+    """Gradients of the mean square of the outputs, which needs no labels, summed over batches.
+
+    Raises:
+        ModelError: no output has gradients.
+    """
     module.zero_grad(set_to_none=True)
     with torch.enable_grad():
         for batch in batches:
-            outputs = [one for one in call(module, batch) if one.is_floating_point()]
+            outputs = [one for one in call(module, batch) if one.is_floating_point() and one.requires_grad]
+            if not outputs:
+                raise ModelError(
+                    "no output of the model has a gradient, which `taylor` needs",
+                    where='[[compress.steps]] importance = "taylor"',
+                    why="outputs in whole numbers have none",
+                    hint="use another `importance`, or let the factory's module return what they are made from",
+                )
             torch.autograd.backward(torch.stack([one.square().mean() for one in outputs]).sum())
 
 

@@ -9,12 +9,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from exporter.compress.calling import Batch, Call, plainly
 from exporter.compress.structure import LowRank
-from exporter.errors import ModelError, closest
+from exporter.errors import ModelError, closest, shorten
 
 
 def factorise(
-    module: nn.Module, *, rank: int | None = None, energy: float | None = None, ignore: Sequence[str] = ()
+    module: nn.Module,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    ignore: Sequence[str] = (),
+    batch: Batch | None = None,
+    call: Call = plainly,
 ) -> tuple[nn.Module, LowRank, tuple[str, ...]]:
     """A copy whose linear layers and 1x1 convolutions are pairs, wherever that is less work.
 
@@ -23,6 +30,8 @@ def factorise(
         rank: of every pair; or
         energy: share of the sum of squared singular values that each pair keeps at least.
         ignore: names of modules that are left alone, with all that is in them.
+        batch: a few samples that the result is tried on: layers whose weights the model reads itself stay.
+        call: runs the module on a batch.
 
     Returns:
         The new module, its change of architecture, and a line for each layer that was left alone.
@@ -37,6 +46,7 @@ def factorise(
     ranks: dict[str, int] = {}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     left: list[str] = []
+    common = _in_common(result)
     for name, layer in result.named_modules():
         if not name:
             continue  # The model itself cannot be replaced within itself.
@@ -47,6 +57,8 @@ def factorise(
             outputs, inputs = matrix.shape
             if any(name == one or name.startswith(f"{one}.") for one in ignore):
                 reason = "ignored as asked"
+            elif other := common.get(f"{name}.weight"):
+                reason = f"its weight is that of {other} too"
             elif chosen * (outputs + inputs) >= outputs * inputs:
                 reason = f"rank {chosen} of {len(s)} is no less work"
             else:
@@ -54,6 +66,10 @@ def factorise(
                 ranks[name] = chosen
                 pairs[name] = ((root[:, None] * vh[:chosen]), (u[:, :chosen] * root))
         if reason and reason != "other":
+            left.append(f"{name} left alone: {reason}")
+    if batch is not None:
+        for name, reason in _read_itself(module, ranks, batch, call).items():
+            del ranks[name], pairs[name]
             left.append(f"{name} left alone: {reason}")
     if not ranks:
         raise ModelError(
@@ -70,6 +86,43 @@ def factorise(
             if getattr(module.get_submodule(name), "bias", None) is not None:
                 result.get_parameter(f"{name}.1.bias").copy_(module.get_parameter(f"{name}.bias"))
     return result, LowRank(ranks=ranks), tuple(left)
+
+
+def _in_common(module: nn.Module) -> dict[str, str]:
+    """For each parameter that has several names another one of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: next(one for one in all_ if one != name) for all_ in names.values() if all_[1:] for name in all_}
+
+
+def _read_itself(module: nn.Module, ranks: Mapping[str, int], batch: Batch, call: Call) -> dict[str, str]:
+    """Layers that the model cannot do without, with the reason: it takes their weights instead of calling them."""
+
+    def fault(one: nn.Module) -> str:
+        try:
+            call(one, batch)
+        except Exception as error:
+            return (
+                f"the model does not run with a pair in its place: {shorten(f'{type(error).__name__}: {error}', 100)}"
+            )
+        return ""
+
+    found = {}
+    trial = copy.deepcopy(module).eval()
+    with torch.no_grad():
+        whole = copy.deepcopy(trial)
+        replace_by_pairs(whole, ranks)
+        if not fault(whole) or fault(trial):
+            return {}  # What does not run by itself is no fault of pairs.
+        for name, rank in ranks.items():
+            place, _, leaf = name.rpartition(".")
+            layer = trial.get_submodule(name)
+            replace_by_pairs(trial, {name: rank})
+            if reason := fault(trial):
+                found[name] = reason
+            setattr(trial.get_submodule(place), leaf, layer)
+    return found
 
 
 def replace_by_pairs(module: nn.Module, ranks: Mapping[str, int]) -> None:
@@ -131,6 +184,8 @@ def _unfit(layer: nn.Module) -> str:
         if layer.kernel_size != (1, 1):
             return f"a {'x'.join(map(str, layer.kernel_size))} convolution"
         return "a grouped convolution" if layer.groups > 1 else "padded" if layer.padding not in ((0, 0), 0) else ""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return f"a {type(layer).__name__}, which may do more than its base"
     return "other"
 
 

@@ -37,9 +37,16 @@ def unfit_group(module: nn.Module, group: ChannelGroup, batch: Batch, call: Call
             except Exception as error:
                 return f"the model does not run without some of its channels: {shorten(error, 100)}"
             for one, other in zip(got, wanted, strict=True):
-                if not torch.allclose(one, other, rtol=0, atol=SAME * (float(other.abs().max()) or 1.0)):
+                if not _close(one, other):
                     return "the model mixes its channels in a way that torch-pruning does not follow"
     return ""
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if not other.numel():
+        return True
+    one, other = (tensor if tensor.is_floating_point() else tensor.double() for tensor in (one, other))
+    return torch.allclose(one, other, rtol=0, atol=SAME * (float(other.abs().max()) or 1.0))
 
 
 def _unread(module: nn.Module, group: ChannelGroup, gone: Sequence[int]) -> nn.Module:

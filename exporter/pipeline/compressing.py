@@ -166,7 +166,10 @@ class Compressing:
         if isinstance(step, LowRankStep):
             from exporter.compress import factorise
 
-            changed, change, left = factorise(module, rank=step.rank, energy=step.energy, ignore=step.ignore)
+            batch = next(iter(self.models.calibration(self.inputs)))
+            changed, change, left = factorise(
+                module, rank=step.rank, energy=step.energy, ignore=step.ignore, batch=batch, call=call
+            )
             pairs = ", ".join(f"{name} to rank {rank}" for name, rank in change.ranks.items())
             return Made(module=changed, structure=(*model.structure, change), notes=(pairs, *left))
         if isinstance(step, PruneChannelsStep):

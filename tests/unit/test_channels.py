@@ -14,9 +14,11 @@ from exporter.artifacts import canonical
 from exporter.compress import (
     ChannelPruning,
     PrunedChannels,
+    WeightPruning,
     apply_structure,
     count_macs,
     prune_channels,
+    prune_weights,
     read_structure,
 )
 from exporter.errors import ModelError
@@ -304,6 +306,28 @@ def test_what_cannot_be_followed_is_left_alone_and_named(kind: str, said: str) -
     assert any(said in line for line in result.left)
     assert result.module.first.out_channels == 32
     assert result.module(images()).shape == (4, 10)
+
+
+class Decides(nn.Module):
+    """Gives yes or no and class numbers, with the logits that they are made from or without."""
+
+    def __init__(self, logits: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.logits = nn.Conv2d(3, 32, 3), nn.Linear(32, 10), logits
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits = self.head(torch.relu(self.first(x)).mean((2, 3)))
+        return (logits > 0, logits.argmax(1), *([logits] if self.logits else []))
+
+
+def test_outputs_that_are_no_floats_are_compared_too_and_have_no_gradients() -> None:
+    torch.manual_seed(0)
+    assert pruned(Decides(True).eval(), images(), 0.6).widths == {"first": (32, 16)}
+    assert pruned(Decides(True).eval(), images(), 0.6, importance="taylor").widths == {"first": (32, 16)}
+    with pytest.raises(ModelError, match="no channels can be pruned|no output of the model has a gradient"):
+        pruned(Decides(False).eval(), images(), 0.6)
+    with pytest.raises(ModelError, match="no output of the model has a gradient"):
+        prune_weights(Decides(False).eval(), lambda: [(images(),)], WeightPruning(importance="taylor", sparsity=0.5))
 
 
 def test_what_an_lstm_reads_is_left_alone_because_torch_pruning_would_corrupt_it() -> None:

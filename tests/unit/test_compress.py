@@ -126,6 +126,36 @@ def test_a_name_that_is_no_module_is_an_error_with_the_closest() -> None:
         factorise(nn.ModuleDict({"head": nn.Linear(9, 9)}), rank=1, ignore=["heat"])
 
 
+class Reads(nn.Module):
+    """Calls one of its layers and reads the weight of another; a third has its weight in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.read, self.tied, self.words = (
+            nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 64, bias=False), nn.Embedding(64, 32)
+        )  # fmt: skip
+        self.tied.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(functional.linear(self.called(x), self.read.weight))
+
+
+def test_layers_that_are_read_instead_of_called_are_left_alone_with_the_reason() -> None:
+    torch.manual_seed(0)
+    model, inputs = Reads(), (torch.randn(3, 32),)
+    pairs, change, left = factorise(model, rank=4, batch=inputs)
+    assert change.ranks == {"called": 4}
+    assert pairs(*inputs).shape == (3, 64)
+    assert any("read left alone: the model does not run with a pair" in line and "'weight'" in line for line in left)
+    assert "tied left alone: its weight is that of words.weight too" in left
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    encoder = nn.Sequential(nn.Linear(32, 32), nn.TransformerEncoder(layer, 1)).eval()
+    pairs, change, left = factorise(encoder, rank=4, batch=(torch.randn(2, 5, 32),))
+    assert change.ranks == {"0": 4}
+    assert pairs(torch.randn(2, 5, 32)).shape == (2, 5, 32)
+    assert any("1.layers.0.linear1 left alone: the model does not run" in line for line in left)
+
+
 def test_an_architecture_survives_as_json() -> None:
     model = net()
     pairs, change, _ = factorise(model, rank=2)
