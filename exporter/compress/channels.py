@@ -45,6 +45,8 @@ class PrunedChannels:
         widths: channels before and after, by the layer that makes them.
         left: a line for each layer that was left alone.
         tried: candidates whose cost was looked at.
+        wider: what the next wider candidate costs, which is more than the target; None where that is the module
+            before, or a noisy search ended before it.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class PrunedChannels:
     widths: Mapping[str, tuple[int, int]]
     left: tuple[str, ...]
     tried: int
+    wider: float | None = None
 
 
 def prune_channels(
@@ -93,9 +96,12 @@ def prune_channels(
     traced, groups, left = channel_groups(module, batch, call=call, multiple=pruning.multiple, ignore=pruning.ignore)
     groups, scores = _scored(traced, groups, left, batches, pruning, call)
     if not groups:
+        with torch.no_grad():
+            floats = any(output.is_floating_point() for output in call(module, batch))
         raise ModelError(
             "no channels can be pruned" + "".join(f"\n  - {line}" for line in left[:20]),
             where=WHERE,
+            why=None if floats else "the outputs are whole numbers; channels are followed back from floats",
             hint="lower `multiple`, use another `importance`, or use low-rank or prune-weights instead",
         )
     orders = {name: sorted(range(len(one)), key=one.__getitem__) for name, one in scores.items()}
@@ -136,7 +142,13 @@ def prune_channels(
         if removed.get(group.name)
     }
     return PrunedChannels(
-        module=chosen, change=change, cost=reached, widths=widths, left=tuple(left), tried=len(made)
+        module=chosen,
+        change=change,
+        cost=reached,
+        widths=widths,
+        left=tuple(left),
+        tried=len(made),
+        wider=made[high - 1][1] if high - 1 in made else None,
     )
 
 

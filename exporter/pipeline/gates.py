@@ -17,6 +17,9 @@ from exporter.target_api import VariantFile
 LOST_DB = 10.0
 """A channel with noise of over a tenth of its signal, in an output that is better by as much, is worth a warning."""
 
+REMARKS = 20
+"""Remarks of steps that a message has at most."""
+
 
 class Gates:
     """Holds a target's models against `[gate]`."""
@@ -40,10 +43,13 @@ class Gates:
         if last is None or last.role != "step" or last.fidelity is None:
             return
         if failures := self.applied(last.fidelity).gate.failures:
+            notes = [f"  {entry.name}: {note}" for entry in history for note in entry.notes]
             shown = [
                 "the compressed model does not meet the accuracy gate; nothing is exported",
                 *(f"  - {failure}" for failure in failures),
                 *history_lines(history),
+                *notes[:REMARKS],
+                *([f"  and {len(notes) - REMARKS} more remarks"] if notes[REMARKS:] else []),
             ]
             raise GateError(
                 "\n".join(shown),

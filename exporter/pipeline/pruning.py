@@ -58,7 +58,10 @@ def narrowed(step: PruneChannelsStep, bench: Bench, model: TorchModel, label: st
     )
     widths = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in pruned.widths.items())
     how = f" on {race.target.name} ({race.host}, {pruned.tried} candidates measured)" if race else ""
-    notes = (f"{what} {pruned.cost:.3f}x of the model before{how}, {target:.3g}x asked for; channels: {widths}",)
+    wider = f" (the next wider candidate has {pruned.wider:.3f}x)" if pruned.wider is not None else ""
+    notes = (
+        f"{what} {pruned.cost:.3f}x of the model before{how}, {target:.3g}x asked for{wider}; channels: {widths}",
+    )
     return Made(module=pruned.module, structure=(*model.structure, pruned.change), notes=notes + pruned.left)
 
 

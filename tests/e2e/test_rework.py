@@ -135,7 +135,7 @@ def test_a_compressed_model_is_judged_against_the_trained_one(place: Workplace) 
 def test_a_compressed_model_that_fails_the_gate_is_not_exported(place: Workplace) -> None:
     file = plan(place, '[[compress.steps]]\nmethod = "low-rank"\nrank = 1\n[targets.cpu.gate]\nmin_sqnr_db = 60')
     result = place.run("build", file)
-    refused(result, 7, "nothing is exported", "1 low-rank", "SQNR")
+    refused(result, 7, "nothing is exported", "1 low-rank", "SQNR", "1 low-rank: 1 to rank 1")
     assert "export to ONNX" not in result.err
     assert place.bundles() == []
 
