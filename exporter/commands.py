@@ -148,7 +148,7 @@ def analyze(
     *, source: str, targets: Sequence[str], variant: str | None, sets: Sequence[str], rows: int, **common: Any
 ) -> None:
     """`edge-exporter analyze`."""
-    from exporter.pipeline.analyzing import analyze_bundle, analyze_plan
+    from exporter.pipeline.analyzing import analyze_bundle, analyze_plan, analyzed_targets
     from exporter.plan import read_plan
     from exporter.registry import load_target
     from exporter.show_analysis import show_analysis
@@ -165,7 +165,8 @@ def analyze(
                     f"{source} has variants ({', '.join(one.label for one in plan.variants)})",
                     hint="build it, and analyze the bundle of one of them",
                 )
-            found = [analyze_plan(plan, load_target(one.name), one, variant, source, steps) for one in plan.targets]
+            chosen = analyzed_targets(plan, load_target, steps)
+            found = [analyze_plan(plan, load_target(one.name), one, variant, source, steps) for one in chosen]
         for analysis in found:
             show_analysis(console, analysis, rows)
         console.document({"schema": 1, "analyses": found})
@@ -189,7 +190,9 @@ def verify(*, bundle: Path, isolated: bool, minimum: bool, no_run: bool, **commo
             console.result("self-test: not run (--no-run)")
         else:
             runtime = verified.self_test["runtime"]
-            console.result(f"self-test in {verified.environment}, {runtime['name']} {runtime['version']}:")
+            others = "".join(f", {name} {version}" for name, version in runtime.get("others", {}).items())
+            runtimes = f"{runtime['name']} {runtime['version']}{others}"
+            console.result(f"self-test in {verified.environment}, {runtimes}:")
             for report in verified.self_test["variants"]:
                 exact = report.get("exact_share")
                 share = "" if exact is None else f", {exact:.2%} of values equal"

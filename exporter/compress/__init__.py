@@ -1,6 +1,6 @@
 """Trained modules into smaller ones.
 
-Every function takes a module, leaves it unchanged, and returns a new one. Importing this room does not import torch.
+Every function that takes a module leaves it unchanged and makes a new one. Importing this room does not import torch.
 """
 
 from __future__ import annotations

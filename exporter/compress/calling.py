@@ -16,6 +16,17 @@ Call = Callable[[nn.Module, Batch], Sequence[Tensor]]
 """Runs a module on a batch; gives its outputs in order."""
 
 
+def as_batch(batch: Batch | Tensor) -> Batch:
+    """A batch as it was given.
+
+    Raises:
+        TypeError: it is a bare tensor, whose samples would pass for inputs.
+    """
+    if isinstance(batch, Tensor):
+        raise TypeError("a batch is a tuple of tensors, one for each input, and not a tensor: give `(tensor,)`")
+    return batch
+
+
 def plainly(module: nn.Module, batch: Batch) -> Sequence[Tensor]:
     """`module(*batch)`; one tensor, or a tuple or list of tensors, comes out."""
     result = module(*batch)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from exporter.artifacts import ModelCost
-from exporter.compress.calling import Batch, Call, plainly
+from exporter.compress.calling import Batch, Call, as_batch, plainly
 from exporter.errors import ModelError
 
 LEVEL = 10
@@ -37,7 +37,7 @@ def count_macs(module: nn.Module, batch: Batch, *, call: Call = plainly) -> int:
     """Multiply-accumulates of one sample: those of products and convolutions, whatever computes them."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    samples = len(batch[0]) if batch and batch[0].dim() else 1
+    samples = len(batch[0]) if as_batch(batch) and batch[0].dim() else 1
     aten = torch.ops.aten
     counter = FlopCounterMode(
         display=False,

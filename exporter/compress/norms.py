@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from exporter.compress.calling import Batch, Call, plainly
+from exporter.compress.calling import Batch, Call, as_batch, plainly
 from exporter.errors import DataError
 
 AT_ONCE = 1 << 30
@@ -48,7 +48,7 @@ def reestimate_norms(module: nn.Module, batches: Iterable[Batch], *, call: Call 
     with torch.no_grad():
         run = 0
         # A batch of one has no variance over samples.
-        for batch in _mixed(batch for batch in batches if not batch[0].dim() or len(batch[0]) > 1):
+        for batch in _mixed(batch for batch in batches if not as_batch(batch)[0].dim() or len(batch[0]) > 1):
             call(result, batch)
             run += 1
         for hook in hooks:

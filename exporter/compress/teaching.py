@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import Batch, Call, plainly
+from exporter.compress.calling import Batch, Call, as_batch, plainly
 from exporter.compress.lessons import (
     WHERE,
     Hints,
@@ -114,7 +114,7 @@ def distil(
         ModelError: outputs of student and teachers differ in number or shape, some cannot be taught by this loss, or
             hints name no modules.
     """
-    samples = len(inputs[0])
+    samples = len(as_batch(inputs)[0])
     held = max(1, round(HELD_OUT * samples))
     if samples - held < 2:
         raise DataError(

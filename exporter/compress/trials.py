@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from exporter.compress.calling import Batch, Call
+from exporter.compress.calling import Batch, Call, as_batch
 from exporter.compress.groups import ChannelGroup, without
 from exporter.errors import shorten
 
@@ -115,7 +115,7 @@ def recurrent_layers(module: nn.Module) -> list[str]:
 
 def example_of(batch: Batch) -> Batch:
     """A few samples of a batch, which are enough to follow channels."""
-    return tuple(tensor[:2] if tensor.dim() else tensor for tensor in batch)
+    return tuple(tensor[:2] if tensor.dim() else tensor for tensor in as_batch(batch))
 
 
 def shapes_of(outputs: Sequence[Tensor]) -> list[list[int]]:

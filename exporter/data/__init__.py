@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from exporter.data.checks import check, overlap
     from exporter.data.digest import content_digest, files_of
     from exporter.data.sets import CalibrationSet, open_set
-    from exporter.data.specs import infer_inputs
+    from exporter.data.specs import has_array, infer_inputs
     from exporter.data.values import Batch, DataReport
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check",
     "content_digest",
     "files_of",
+    "has_array",
     "infer_inputs",
     "open_set",
     "overlap",
@@ -34,6 +35,7 @@ _HOMES = {
     "check": "checks",
     "content_digest": "digest",
     "files_of": "digest",
+    "has_array": "specs",
     "infer_inputs": "specs",
     "open_set": "sets",
     "overlap": "checks",

@@ -67,6 +67,21 @@ def infer_inputs(
     return tuple(specs)
 
 
+def has_array(plan: DataPlan, name: str) -> bool:
+    """Whether data have an array of this name.
+
+    Args:
+        plan: the section of the plan that names the data.
+        name: of the array, in the data.
+
+    Raises:
+        DataError: the data cannot be read.
+        MissingError: images without Pillow.
+    """
+    wanted = Wanted(plan=plan)
+    return any(found == name for found, _ in _first_samples(open_source(wanted), wanted))
+
+
 class _Lazy:
     """A sample that is made when it is asked for, so that a failure can be told with its name."""
 

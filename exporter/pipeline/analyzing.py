@@ -25,6 +25,7 @@ from exporter.artifacts import (
 from exporter.bundle import SAMPLES, check_bundle
 from exporter.devices import cpu_features
 from exporter.errors import InputError, closest
+from exporter.events import Note
 from exporter.measure import node_latency
 from exporter.pipeline.arrays import read_groups
 from exporter.pipeline.job import Job
@@ -34,7 +35,7 @@ from exporter.pipeline.results import load_json
 from exporter.pipeline.steps import Steps, versions
 from exporter.plan import Plan, TargetPlan
 from exporter.store import list_files
-from exporter.target_api import Target, made_for
+from exporter.target_api import Requantizing, Target, made_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 RUNTIME = "onnxruntime"
+OFF = "`--set quantize.enabled=true --set quantize.dynamic=false` looks at what static int8 would be"
+OTHER_TARGET = "`--target NAME` chooses another target"
+BY_ITSELF = (
+    "`--target cpu` analyzes the ONNX form of the same model; operators of .tflite files are ranked while `build` "
+    "repairs a file that fails the gate ([quantize] budget), and the manifest keeps what was changed"
+)
 LAYOUT = ("QuantizeLinear", "DequantizeLinear", "Constant")
 
 
@@ -61,6 +68,28 @@ class _Subject(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
 
 
+def analyzed_targets(plan: Plan, load: Callable[[str], Target], steps: Steps) -> tuple[TargetPlan, ...]:
+    """The targets of a plan that can be analyzed, the others noted; all of them where none can.
+
+    Args:
+        plan: what would be built.
+        load: finds a target by its name.
+        steps: tells which targets are left out.
+    """
+    fit = tuple(one for one in plan.targets if _static_names(load(one.name), one, steps))
+    for left in (one.name for one in plan.targets if fit and one not in fit):
+        steps.emit(Note(text=f"{left} is left out: it has no statically quantized ONNX file"))
+    return fit or plan.targets
+
+
+def _static_names(target: Target, target_plan: TargetPlan, steps: Steps) -> list[str]:
+    """Names of the static ONNX files that a target makes of a plan."""
+    with steps.guarded(f"{target.name}: requires"):
+        need = target.requires(target_plan.options)
+    quantize = target_plan.quantize
+    return [wanted.name for wanted in need.int8] if quantize.enabled and not quantize.dynamic else []
+
+
 def analyze_plan(
     plan: Plan, target: Target, target_plan: TargetPlan, variant: str | None, source: str, steps: Steps
 ) -> Analysis:
@@ -77,11 +106,12 @@ def analyze_plan(
     Raises:
         InputError: the target makes no such file.
     """
-    with steps.guarded(f"{target.name}: requires"):
-        need = target.requires(target_plan.options)
+    names = _static_names(target, target_plan, steps)
+    need = target.requires(target_plan.options)
     quantize = target_plan.quantize
-    names = [wanted.name for wanted in need.int8] if quantize.enabled and not quantize.dynamic else []
-    wanted = need.int8[_chosen(variant, names, f"target {target.name}")]
+    off = not quantize.enabled or quantize.dynamic
+    hint = OFF if need.int8 and off else BY_ITSELF if isinstance(target, Requantizing) else OTHER_TARGET
+    wanted = need.int8[_chosen(variant, names, f"target {target.name}", hint)]
     job = Job(plan, steps)
     inputs = job.inputs(target_plan.export)
     checked, data = job.check_data(inputs)
@@ -125,7 +155,8 @@ def analyze_bundle(bundle: Path, variant: str | None, steps: Steps) -> Analysis:
     static = [one for one in manifest.variants if one.scheme is not None and one.runtime == RUNTIME]
     static = [one for one in static if one.scheme is not None and not one.scheme.dynamic]
     static.sort(key=lambda one: one.name != manifest.choice.variant)
-    chosen = static[_chosen(variant, [one.name for one in static], f"bundle {bundle.name}")]
+    hint = "analyze the plan" if manifest.runtime.name == RUNTIME else f"of the plan: {BY_ITSELF}"
+    chosen = static[_chosen(variant, [one.name for one in static], f"bundle {bundle.name}", hint)]
     if not chosen.main.endswith(".onnx"):
         raise InputError(
             f"variant '{chosen.name}' is in ORT format, whose nodes are fused already",
@@ -162,14 +193,14 @@ def _bundled(bundle: Path, manifest: Manifest, chosen: Variant) -> _Subject:
     )
 
 
-def _chosen(variant: str | None, names: Sequence[str], where: str) -> int:
-    """Index of the file to look at."""
+def _chosen(variant: str | None, names: Sequence[str], where: str, hint: str) -> int:
+    """Index of the file to look at; `hint` is for where there is none."""
     if not names:
         raise InputError(
             "there is no statically quantized ONNX file to look at",
             where=where,
             why="noise is told of nodes whose ranges were calibrated, in files that onnxruntime runs",
-            hint="`--target NAME` chooses among the targets of a plan",
+            hint=hint,
         )
     if variant is not None and variant not in names:
         raise InputError(

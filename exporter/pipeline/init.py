@@ -12,6 +12,8 @@ from exporter.convert import resolve_reference
 from exporter.errors import OutputError
 from exporter.plan_types import DataPlan, ModelPlan
 
+LABELS = "labels"
+"""What arrays with labels are taken to be called."""
 TEMPLATE = """\
 # Build with `edge-exporter build {file}`; `edge-exporter plan {file}` shows every value and where it came from.
 schema = 1
@@ -78,10 +80,14 @@ def write_plan(
         ModelPlan(source=resolve_reference(model, here), weights=None if weights is None else here / weights)
     )
     specs: tuple[TensorSpec, ...] = ()
+    labelled = False
     if calib is not None:
         plan = DataPlan(data=resolve_reference(calib, here))
-        specs = data_room.infer_inputs(plan, labels="labels", preprocessing={})
-    named = {} if calib is None else {"data": _relative(calib, file.parent)}
+        specs = data_room.infer_inputs(plan, labels=LABELS, preprocessing={})
+        labelled = data_room.has_array(plan, LABELS)
+    named = [] if calib is None else [f"data = {_toml(_relative(calib, file.parent))}"]
+    if labelled:
+        named += [f"ignore = [{_toml(LABELS)}]               # these are no input; [evaluation] reads them"]
     stored = _toml(_relative(str(weights), file.parent)) if weights else None
     text = TEMPLATE.format(
         file=file.name,
@@ -89,7 +95,7 @@ def write_plan(
         source=_toml(_relative(model, file.parent)),
         weights=f"weights = {stored}" if stored else '# weights = "w.safetensors"',
         inputs=_inputs(specs),
-        calibration="\n".join(f"{key} = {_toml(value)}" for key, value in named.items()) or '# data = "calib.npz"',
+        calibration="\n".join(named) or '# data = "calib.npz"',
     )
     try:
         file.write_text(text, encoding="utf-8")

@@ -63,6 +63,20 @@ def test_a_reader_can_bundle_a_ready_onnx_file(tmp_path: Path) -> None:
     assert "magika for cpu" in outputs[-1]
 
 
+def test_a_reader_can_compress_from_python(tmp_path: Path) -> None:
+    page = (ROOT / "docs/compress.md").read_text(encoding="utf-8")
+    (code,) = [text for _, info, text in BLOCK.findall(page) if "file=from_python.py" in (info or "")]
+    (tmp_path / "from_python.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "from_python.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    share, taught, cost = done.stdout.splitlines()
+    assert 0 < float(share.split()[0]) <= 0.5
+    assert taught.startswith("loss ")
+    assert cost.startswith("ModelCost(parameters=")
+
+
 def test_the_plan_reference_is_what_the_types_say() -> None:
     spec = importlib.util.spec_from_file_location("make_plan_reference", ROOT / "docs/make_plan_reference.py")
     assert spec is not None

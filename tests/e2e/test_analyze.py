@@ -107,7 +107,15 @@ def test_the_manifest_keeps_what_was_found(place, bundle):
 def test_a_variant_that_is_not_there_is_answered_with_those_that_are(place, bundle):
     refused(place.run("analyze", bundle, "--variant", "int9"), 3, "int9", "did you mean 'int8'", "int8-vnni")
     off = place.run("analyze", "plan.toml", "--set", "quantize.enabled=false")
-    refused(off, 3, "no statically quantized", "target cpu")
+    refused(off, 3, "no statically quantized", "target cpu", "--set quantize.enabled=true")
+
+
+def test_a_target_that_quantizes_by_itself_is_left_out_or_answered_with_the_onnx_form(place, bundle):
+    refused(place.run("analyze", "plan.toml", "--target", "mobile"), 3, "target mobile", "`--target cpu`")
+    both = place.run("analyze", "plan.toml", "--target", "mobile", "--target", "cpu", "--json")
+    assert both.code == 0, both.err
+    assert [one["target"] for one in both.document["analyses"]] == ["cpu"]
+    assert "mobile is left out" in both.err
 
 
 def test_a_bundle_takes_no_values_of_a_plan_and_a_wrong_path_is_named(place, bundle):

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from exporter.artifacts import canonical
 from exporter.compress import (
+    ChannelPruning,
     Ordered,
     Taught,
     Teaching,
@@ -22,6 +23,7 @@ from exporter.compress import (
     factorise,
     measure_cost,
     order_by_name,
+    prune_channels,
     read_structure,
     reestimate_norms,
     share_of_macs,
@@ -346,7 +348,7 @@ def test_what_a_loss_cannot_teach_is_refused_and_whole_numbers_beside_logits_are
         distil(Gives(kind), [Gives(kind)], samples(), Teaching(epochs=1, loss="mse"))
     for loss in ("kl", "mse"):
         with pytest.raises(ModelError, match="whole numbers, which cannot be taught"):
-            distil(Gives("ids", "yes"), [Gives("ids", "yes")], samples(), Teaching(epochs=1, loss=loss))  # type: ignore[arg-type]
+            distil(Gives("ids", "yes"), [Gives("ids", "yes")], samples(), Teaching(epochs=1, loss=loss))
     student = Gives("ids", "classes")
     student.inner = classifier(1)
     taught = distil(student, [Gives("ids", "classes")], samples(), Teaching(epochs=10, rate=1e-2))
@@ -442,7 +444,7 @@ def test_labels_are_learned_beside_the_teacher() -> None:
     ("given", "loss"), [(torch.full((160,), 3), "kl"), (torch.zeros(160), "kl"), (torch.zeros(160, 2), "mse")]
 )
 def test_labels_that_fit_no_output_are_refused(given: Tensor, loss: str) -> None:
-    teaching = Teaching(loss=loss)  # type: ignore[arg-type]
+    teaching = Teaching(loss=loss)
     with pytest.raises(DataError, match="labels do not fit the student's first output"):
         distil(classifier(1), [classifier(0)], samples(), teaching, labels=given)
 
@@ -532,3 +534,22 @@ def test_teaching_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypat
     assert not state.exists()
     state.write_bytes(b"damaged")
     assert distil(classifier(1), [classifier(0)], samples(), teaching, unfinished=state).resumed == 0
+
+
+def test_a_bare_tensor_is_no_batch() -> None:
+    images = torch.randn(8, 3, 8, 8)
+    for wrong in (
+        lambda: reestimate_norms(net(), [images]),
+        lambda: measure_cost(net(), images),
+        lambda: distil(net(), [net()], images, Teaching()),
+        lambda: prune_channels(
+            net(),
+            lambda: iter([images]),
+            ChannelPruning(),
+            target=0.5,
+            cost=lambda module: 1.0,
+            what="size",
+        ),
+    ):
+        with pytest.raises(TypeError, match="a batch is a tuple of tensors"):
+            wrong()
