@@ -15,15 +15,8 @@ MEASURED = ("--min-seconds", "0.02", "--max-seconds", "0.3")
 
 
 @pytest.fixture(scope="module")
-def place(shared_place: Workplace) -> Workplace:
-    shared_place.onnx()
-    shared_place.quadrants()
-    return shared_place
-
-
-@pytest.fixture(scope="module")
-def bundle(place: Workplace) -> Path:
-    _, made = place.built("model.onnx", "--calib", "calib.npz", "--no-profile")
+def bundle(ready: Workplace) -> Path:
+    _, made = ready.built("model.onnx", "--calib", "calib.npz", "--no-profile")
     return made
 
 
@@ -34,20 +27,20 @@ def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "calls"
 
 
-def phone(place: Workplace, at: Path, *arguments: str | Path, address: str = "adb:R58M", **keys: str) -> Result:
+def phone(ready: Workplace, at: Path, *arguments: str | Path, address: str = "adb:R58M", **keys: str) -> Result:
     lines = [f"{key} = {json.dumps(value)}" for key, value in {"address": address, **keys}.items()]
     file = at / "devices.toml"
     file.write_text("\n".join(["schema = 1", "[devices.phone]", *lines]) + "\n")
-    return place.run(*arguments, "--devices", file)
+    return ready.run(*arguments, "--devices", file)
 
 
-def profiled(place: Workplace, bundle: Path, at: Path, **keys: str) -> Result:
+def profiled(ready: Workplace, bundle: Path, at: Path, **keys: str) -> Result:
     home = str(at / "data" / "it's $HOME")
-    return phone(place, at, "profile", bundle, "--device", "phone", *MEASURED, **{"folder": home, **keys})
+    return phone(ready, at, "profile", bundle, "--device", "phone", *MEASURED, **{"folder": home, **keys})
 
 
-def test_a_bundle_is_measured_by_the_python_on_the_phone(place, bundle, tmp_path, adb) -> None:
-    result = profiled(place, bundle, tmp_path, python=sys.executable)
+def test_a_bundle_is_measured_by_the_python_on_the_phone(ready, bundle, tmp_path, adb) -> None:
+    result = profiled(ready, bundle, tmp_path, python=sys.executable)
     assert result.code == 0, result.err
     (profile,) = read_profiles(bundle, read_manifest(bundle)).values()
     assert (profile.device, profile.provenance, profile.self_test) == ("phone", "native", "passed")
@@ -56,20 +49,20 @@ def test_a_bundle_is_measured_by_the_python_on_the_phone(place, bundle, tmp_path
     assert calls.count("'-s', 'R58M', 'shell', '-T'") == 1
 
 
-def test_check_tells_what_the_phones_python_sees(place, tmp_path) -> None:
-    result = phone(place, tmp_path, "devices", "check", "phone", "--json", python=sys.executable)
+def test_check_tells_what_the_phones_python_sees(ready, tmp_path) -> None:
+    result = phone(ready, tmp_path, "devices", "check", "phone", "--json", python=sys.executable)
     assert result.code == 0, result.err
     assert result.document["runtimes"]["onnxruntime"]
     assert result.document["folder"] == "/data/local/tmp/edge-exporter"
 
 
-def test_check_without_python_tells_what_android_tells(place, tmp_path) -> None:
+def test_check_without_python_tells_what_android_tells(ready, tmp_path) -> None:
     prop = tmp_path / "bin" / "getprop"
     prop.write_text(
         '#!/bin/sh\ncase "$1" in *manufacturer) echo Fairphone;; *model) echo FP5;; *release) echo 14;; esac\n'
     )
     prop.chmod(0o755)
-    result = phone(place, tmp_path, "devices", "check", "phone", "--json")
+    result = phone(ready, tmp_path, "devices", "check", "phone", "--json")
     assert result.code == 0, result.err
     host = result.document["host"]
     assert host["cpu"].startswith("Fairphone FP5")
@@ -79,8 +72,8 @@ def test_check_without_python_tells_what_android_tells(place, tmp_path) -> None:
     assert "no bundle can be run" in result.document["notes"][0]
 
 
-def test_the_only_device_needs_no_serial(place, tmp_path) -> None:
-    assert place.run("devices", "check", "adb:", "--json").code == 0
+def test_the_only_device_needs_no_serial(ready, tmp_path) -> None:
+    assert ready.run("devices", "check", "adb:", "--json").code == 0
 
 
 @pytest.mark.parametrize(
@@ -96,24 +89,24 @@ def test_the_only_device_needs_no_serial(place, tmp_path) -> None:
     ],
 )
 def test_a_device_that_cannot_be_used_says_why(
-    place, bundle, tmp_path, monkeypatch, connected, address, words, hint
+    ready, bundle, tmp_path, monkeypatch, connected, address, words, hint
 ) -> None:
     monkeypatch.setenv("ADB_DEVICES", connected)
-    result = profiled(place, bundle, tmp_path, python=sys.executable, address=address)
+    result = profiled(ready, bundle, tmp_path, python=sys.executable, address=address)
     assert hint in refused(result, 4, words)
 
 
-def test_one_of_several_is_taken_by_its_serial(place, tmp_path, monkeypatch) -> None:
+def test_one_of_several_is_taken_by_its_serial(ready, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ADB_DEVICES", "R58M=device,emulator-5554=offline")
-    assert phone(place, tmp_path, "devices", "check", "phone", python=sys.executable).code == 0
+    assert phone(ready, tmp_path, "devices", "check", "phone", python=sys.executable).code == 0
 
 
-def test_without_adb_the_message_says_what_brings_it(place, monkeypatch, tmp_path) -> None:
+def test_without_adb_the_message_says_what_brings_it(ready, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    refused(place.run("devices", "check", "adb:R58M"), 4, "there is no adb", "apt install adb")
+    refused(ready.run("devices", "check", "adb:R58M"), 4, "there is no adb", "apt install adb")
 
 
-def test_a_phone_without_python_says_how_to_get_one(place, bundle, tmp_path) -> None:
-    refused(profiled(place, bundle, tmp_path), 4, "nothing is known on phone that runs a bundle", "Termux")
+def test_a_phone_without_python_says_how_to_get_one(ready, bundle, tmp_path) -> None:
+    refused(profiled(ready, bundle, tmp_path), 4, "nothing is known on phone that runs a bundle", "Termux")
     lacking = "/data/data/com.termux/files/usr/bin/python"
-    refused(profiled(place, bundle, tmp_path, python=lacking), 4, f"phone cannot run {lacking}", "adb shell")
+    refused(profiled(ready, bundle, tmp_path, python=lacking), 4, f"phone cannot run {lacking}", "adb shell")

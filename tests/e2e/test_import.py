@@ -15,24 +15,17 @@ from exporter.bundle import read_manifest, read_profiles
 
 
 @pytest.fixture(scope="module")
-def place(shared_place: Workplace) -> Workplace:
-    shared_place.onnx()
-    shared_place.quadrants()
-    return shared_place
-
-
-@pytest.fixture(scope="module")
-def printed(place: Workplace) -> dict[str, Any]:
+def printed(ready: Workplace) -> dict[str, Any]:
     """What the bundle's runner prints, copied to a folder of its own as it would be to a device."""
-    _, bundle = place.built("model.onnx", "--calib", "calib.npz", "--no-profile", "--output", str(place / "first"))
+    _, bundle = ready.built("model.onnx", "--calib", "calib.npz", "--no-profile", "--output", str(ready / "first"))
     flags = ["--bench", "--json", "--min-seconds", "0.02", "--max-seconds", "0.3"]
     command = [sys.executable, "-B", str(bundle / "run.py"), *flags]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def bundle(place: Workplace, tmp_path: Path) -> Path:
-    _, made = place.built("model.onnx", "--calib", "calib.npz", "--no-profile", "--output", str(tmp_path / "b"))
+def bundle(ready: Workplace, tmp_path: Path) -> Path:
+    _, made = ready.built("model.onnx", "--calib", "calib.npz", "--no-profile", "--output", str(tmp_path / "b"))
     return made
 
 
@@ -42,9 +35,9 @@ def written(folder: Path, document: object, name: str = "camera.json") -> Path:
     return path
 
 
-def test_an_imported_profile_is_kept_as_imported_and_decides_nothing(place, bundle, printed, tmp_path) -> None:
+def test_an_imported_profile_is_kept_as_imported_and_decides_nothing(ready, bundle, printed, tmp_path) -> None:
     before = read_manifest(bundle)
-    result = place.run("profile", bundle, "--import", written(tmp_path, printed))
+    result = ready.run("profile", bundle, "--import", written(tmp_path, printed))
     assert result.code == 0, result.err
     assert "imported on camera: " in result.out
     ((name, profile),) = read_profiles(bundle, before).items()
@@ -52,22 +45,22 @@ def test_an_imported_profile_is_kept_as_imported_and_decides_nothing(place, bund
     assert (profile.device, profile.provenance) == ("camera", "imported")
     assert list(profile.variants[0].samples_ns) == printed["variants"][0]["samples_ns"]
     assert read_manifest(bundle) == before
-    assert place.run("verify", bundle, "--no-run").code == 0
+    assert ready.run("verify", bundle, "--no-run").code == 0
 
 
-def test_it_may_be_named_and_may_choose_the_default_when_told_to(place, bundle, printed, tmp_path) -> None:
-    result = place.run("profile", bundle, "--import", written(tmp_path, printed), "--as", "door", "--set-default")
+def test_it_may_be_named_and_may_choose_the_default_when_told_to(ready, bundle, printed, tmp_path) -> None:
+    result = ready.run("profile", bundle, "--import", written(tmp_path, printed), "--as", "door", "--set-default")
     assert result.code == 0, result.err
     assert "(door, imported)" in read_manifest(bundle).choice.why
-    assert place.run("verify", bundle, "--no-run").code == 0
+    assert ready.run("verify", bundle, "--no-run").code == 0
 
 
-def test_a_build_does_not_take_an_imported_profile_for_its_own(place, printed, tmp_path) -> None:
+def test_a_build_does_not_take_an_imported_profile_for_its_own(ready, printed, tmp_path) -> None:
     build = ("model.onnx", "--calib", "calib.npz", "--output", str(tmp_path / "measured"))
-    _, bundle = place.built(*build)
+    _, bundle = ready.built(*build)
     mine = {**printed, "bundle_digest": read_manifest(bundle).digest}
-    assert place.run("profile", bundle, "--import", written(tmp_path, mine), "--set-default").code == 0
-    document, again = place.built(*build)
+    assert ready.run("profile", bundle, "--import", written(tmp_path, mine), "--set-default").code == 0
+    document, again = ready.built(*build)
     assert again == bundle
     assert document["profile"]["provenance"] == "native"
     assert document["default"]["profile"].startswith("imported-") is False
@@ -75,15 +68,15 @@ def test_a_build_does_not_take_an_imported_profile_for_its_own(place, printed, t
     assert provenances == ["imported", "native"]
 
 
-def test_a_profile_of_another_bundle_is_refused(place, bundle, printed, tmp_path) -> None:
+def test_a_profile_of_another_bundle_is_refused(ready, bundle, printed, tmp_path) -> None:
     other = {**printed, "bundle_digest": "0" * 64}
-    refused(place.run("profile", bundle, "--import", written(tmp_path, other)), 6, "belongs to another bundle")
+    refused(ready.run("profile", bundle, "--import", written(tmp_path, other)), 6, "belongs to another bundle")
     assert read_profiles(bundle, read_manifest(bundle)) == {}
 
 
-def test_a_failed_self_test_is_refused(place, bundle, printed, tmp_path) -> None:
+def test_a_failed_self_test_is_refused(ready, bundle, printed, tmp_path) -> None:
     for document in ({**printed, "self_test": "failed"}, {"passed": False, "problems": ["run.py: missing"]}):
-        result = place.run("profile", bundle, "--import", written(tmp_path, document))
+        result = ready.run("profile", bundle, "--import", written(tmp_path, document))
         refused(result, 6, "self-test did not pass", hint=False)
     assert read_profiles(bundle, read_manifest(bundle)) == {}
 
@@ -93,12 +86,12 @@ def changed(printed: dict[str, Any], **summary: object) -> dict[str, Any]:
     return {**printed, "variants": [{**first, "summary": {**first["summary"], **summary}}, *rest]}
 
 
-def test_numbers_that_contradict_their_samples_are_refused(place, bundle, printed, tmp_path) -> None:
+def test_numbers_that_contradict_their_samples_are_refused(ready, bundle, printed, tmp_path) -> None:
     for summary in ({"median": 1.0}, {"minimum": 1}, {"count": 3}, {"percentiles": {"p50": 1}}):
-        result = place.run("profile", bundle, "--import", written(tmp_path, changed(printed, **summary)))
+        result = ready.run("profile", bundle, "--import", written(tmp_path, changed(printed, **summary)))
         refused(result, 6, "contradicts itself", hint=False)
     unknown = json.loads(json.dumps(printed).replace('"variant": "int8"', '"variant": "int4"'))
-    refused(place.run("profile", bundle, "--import", written(tmp_path, unknown)), 6, "variants are not", hint=False)
+    refused(ready.run("profile", bundle, "--import", written(tmp_path, unknown)), 6, "variants are not", hint=False)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +104,15 @@ def test_numbers_that_contradict_their_samples_are_refused(place, bundle, printe
         ("[" * 100_000, "no JSON document"),
     ],
 )
-def test_what_is_no_profile_is_refused(place, bundle, tmp_path, text, words) -> None:
+def test_what_is_no_profile_is_refused(ready, bundle, tmp_path, text, words) -> None:
     path = tmp_path / "camera.json"
     path.write_text(text)
-    refused(place.run("profile", bundle, "--import", path), 3, words, "run.py --bench --json")
+    refused(ready.run("profile", bundle, "--import", path), 3, words, "run.py --bench --json")
 
 
-def test_options_that_would_do_nothing_are_errors(place, bundle, printed, tmp_path) -> None:
+def test_options_that_would_do_nothing_are_errors(ready, bundle, printed, tmp_path) -> None:
     file = written(tmp_path, printed)
-    refused(place.run("profile", bundle, "--import", file, "--threads", "2"), 2, "--import measures nothing")
-    refused(place.run("profile", bundle, "--as", "x"), 2, "--import", hint=False)
-    refused(place.run("profile", bundle, "--import", file, "--as", "local"), 2, "cannot name a device")
-    refused(place.run("profile", bundle, "--import", tmp_path / "none.json"), 3, "does not exist")
+    refused(ready.run("profile", bundle, "--import", file, "--threads", "2"), 2, "--import measures nothing")
+    refused(ready.run("profile", bundle, "--as", "x"), 2, "--import", hint=False)
+    refused(ready.run("profile", bundle, "--import", file, "--as", "local"), 2, "cannot name a device")
+    refused(ready.run("profile", bundle, "--import", tmp_path / "none.json"), 3, "does not exist")

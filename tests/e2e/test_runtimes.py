@@ -26,39 +26,32 @@ BOTH = 'targets.cpu.runtimes=["onnxruntime", "openvino"]'
 
 
 @pytest.fixture(scope="module")
-def place(shared_place: Workplace) -> Workplace:
-    shared_place.onnx()
-    shared_place.quadrants()
-    return shared_place
-
-
-@pytest.fixture(scope="module")
-def bundle(place: Workplace) -> Path:
-    return place.built("model.onnx", "--calib", "calib.npz", "--target", "cpu")[1]
+def bundle(ready: Workplace) -> Path:
+    return ready.built("model.onnx", "--calib", "calib.npz", "--target", "cpu")[1]
 
 
 def contents(bundle: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
-def test_an_unknown_runtime_is_refused_with_those_that_there_are(place: Workplace, bundle: Path) -> None:
-    message = refused(place.run("profile", bundle, "--runtime", "onnx-runtime"), 3, "did you mean 'onnxruntime'?")
+def test_an_unknown_runtime_is_refused_with_those_that_there_are(ready: Workplace, bundle: Path) -> None:
+    message = refused(ready.run("profile", bundle, "--runtime", "onnx-runtime"), 3, "did you mean 'onnxruntime'?")
     assert "it runs on: onnxruntime" in message
 
 
 @pytest.mark.parametrize(
     "flags", [("--import", "x.json"), ("--device", "ssh://pi@board"), ("--device", "emulated:pi5")]
 )
-def test_a_runtime_is_chosen_on_this_machine_only(place: Workplace, bundle: Path, flags: tuple[str, str]) -> None:
-    refused(place.run("profile", bundle, "--runtime", "onnxruntime", *flags), 2, "--runtime")
+def test_a_runtime_is_chosen_on_this_machine_only(ready: Workplace, bundle: Path, flags: tuple[str, str]) -> None:
+    refused(ready.run("profile", bundle, "--runtime", "onnxruntime", *flags), 2, "--runtime")
 
 
 def test_without_an_index_the_message_is_pips_and_the_bundle_stays_as_it_was(
-    place: Workplace, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Workplace, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     before = contents(bundle)
-    result = place.run("profile", bundle, "--runtime", "onnxruntime")
+    result = ready.run("profile", bundle, "--runtime", "onnxruntime")
     refused(result, 4, "could not install onnxruntime>=", "ERROR: No matching distribution found for onnxruntime")
     assert contents(bundle) == before
 
@@ -66,32 +59,32 @@ def test_without_an_index_the_message_is_pips_and_the_bundle_stays_as_it_was(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(util.find_spec("openvino") is None, reason="openvino is not installed")
-def test_a_runtime_beside_the_main_one_is_measured_without_it_and_chooses_no_default(place: Workplace) -> None:
+def test_a_runtime_beside_the_main_one_is_measured_without_it_and_chooses_no_default(ready: Workplace) -> None:
     flags = ("model.onnx", "--calib", "calib.npz", "--target", "cpu", "--set", BOTH, "--output", "both")
-    _, bundle = place.built(*flags, "--no-profile")
-    result = place.run("profile", bundle, "--runtime", "openvino", *SHORT, "--json")
+    _, bundle = ready.built(*flags, "--no-profile")
+    result = ready.run("profile", bundle, "--runtime", "openvino", *SHORT, "--json")
     assert result.code == 0, result.err
     profile = result.document["profile"]
     assert (profile["runtime"]["name"], profile["runtime"]["others"]) == ("openvino", {})
     assert [one["variant"] for one in profile["variants"]] == ["fp32-openvino", "int8-openvino"]
     assert [one["baseline"] for one in profile["comparisons"]] == ["fp32-openvino"]
     assert result.document["fastest_here"] is None
-    again = place.run("profile", bundle, "--runtime", "openvino", "--set-default")
+    again = ready.run("profile", bundle, "--runtime", "openvino", "--set-default")
     refused(again, 2, "chooses among all variants")
 
 
 @pytest.fixture(scope="module")
-def phone(place: Workplace) -> list[Result]:
+def phone(ready: Workplace) -> list[Result]:
     """A build for both runtimes of phones where nothing can be installed, then where it can, then once more."""
     if MISSING is not None:
         pytest.skip("the extra `mobile` is missing")
-    place.factory()
+    ready.factory()
     flags = ("build", "model.py:make", "--calib", "calib.npz", "--target", "mobile", "--progress", "json", *QUICK)
     both = ("--set", 'targets.mobile.runtimes=["litert", "tflite-runtime"]', "--output", "phone")
     with pytest.MonkeyPatch.context() as offline:
         offline.setenv("PIP_NO_INDEX", "1")
-        first = place.run(*flags, *both)
-    return [first, place.run(*flags, *both), place.run(*flags, *both, "--json")]
+        first = ready.run(*flags, *both)
+    return [first, ready.run(*flags, *both), ready.run(*flags, *both, "--json")]
 
 
 class TestPhones:
@@ -133,14 +126,14 @@ class TestPhones:
         assert "operators that XNNPACK computes: fp32 " in phone[1].out
 
     def test_the_older_one_alone_is_measured_in_the_environment_that_is_there(
-        self, phone: list[Result], place: Workplace
+        self, phone: list[Result], ready: Workplace
     ) -> None:
         bundle = phone[2].document["targets"][0]["bundle"]
-        result = place.run("profile", bundle, "--runtime", "tflite-runtime", *SHORT, "--progress", "json")
+        result = ready.run("profile", bundle, "--runtime", "tflite-runtime", *SHORT, "--progress", "json")
         assert result.code == 0, result.err
         (made,) = [one for one in result.events if one.get("step") == "environment for tflite-runtime"][1:]
         assert made["cached"]
-        assert place.run("verify", bundle).code == 0
+        assert ready.run("verify", bundle).code == 0
 
 
 def benches(monkeypatch: pytest.MonkeyPatch, profile: Profile, *factors: float | None) -> None:
@@ -162,17 +155,17 @@ def first(bundle: Path) -> Profile:
     return profile
 
 
-def measured(bundle: Path, first: Profile, place: Workplace, *pythons: str | MissingError) -> list[beside.Beside]:
-    steps = Steps(Store(place.cache), lambda event: None, RunLog(place.cache / "logs"))
+def measured(bundle: Path, first: Profile, ready: Workplace, *pythons: str | MissingError) -> list[beside.Beside]:
+    steps = Steps(Store(ready.cache), lambda event: None, RunLog(ready.cache / "logs"))
     named = {f"other{index}": python for index, python in enumerate(pythons)}
     return [*beside.measure_beside(bundle, read_manifest(bundle), first, named, ProfilePlan(), steps, bundle)]
 
 
 def test_a_ratio_between_runtimes_is_no_surer_than_the_host(
-    place: Workplace, bundle: Path, first: Profile, monkeypatch: pytest.MonkeyPatch
+    ready: Workplace, bundle: Path, first: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benches(monkeypatch, first, 3.0, 1.25)
-    (found,) = measured(bundle, first, place, "python")
+    (found,) = measured(bundle, first, ready, "python")
     assert isinstance(found.profile, Profile)
     for one in found.profile.across:
         assert one.ratio == pytest.approx(3.0, rel=0.01)
@@ -184,19 +177,19 @@ def test_a_ratio_between_runtimes_is_no_surer_than_the_host(
 
 
 def test_a_runtime_on_which_the_self_test_fails_has_no_profile_and_others_have(
-    place: Workplace, bundle: Path, first: Profile, monkeypatch: pytest.MonkeyPatch
+    ready: Workplace, bundle: Path, first: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benches(monkeypatch, first, None, 2.0, 1.0)
-    failed, fine = measured(bundle, first, place, "python", "python")
+    failed, fine = measured(bundle, first, ready, "python", "python")
     assert isinstance(failed.profile, NotMeasured)
     assert failed.profile.reason == "the bundle's benchmark failed"
     assert isinstance(fine.profile, Profile)
 
 
 def test_where_no_environment_can_be_made_the_main_runtime_is_not_measured_again(
-    place: Workplace, bundle: Path, first: Profile, monkeypatch: pytest.MonkeyPatch
+    ready: Workplace, bundle: Path, first: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benches(monkeypatch, first)
-    (found,) = measured(bundle, first, place, MissingError("no environment for other0 can be made here"))
+    (found,) = measured(bundle, first, ready, MissingError("no environment for other0 can be made here"))
     assert isinstance(found.profile, NotMeasured)
     assert found.profile.command == f"edge-exporter profile {bundle} --runtime other0"
