@@ -19,9 +19,12 @@ from exporter.bundle.packing import CHUNK, zstd
 from exporter.bundle.verify import check_bundle
 from exporter.bundle.write import bundle_name
 from exporter.errors import BundleError, shorten
+from exporter.views import printable
 
 LARGEST_WINDOW = 1 << 27
 """Bytes of memory that a frame may ask for: as much as the highest level of zstd does."""
+MOST_FILES, MOST_PROFILES = 10_000, 1_000
+"""More than any bundle has: an empty file costs a packed one three bytes, and a disk an inode."""
 AGAIN = "pack it again, or fetch it again from where it came from"
 
 
@@ -39,7 +42,7 @@ def unpack_into(file: Path, place: Path) -> Path:
     library = zstd()
     decompressor = library.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
     try:
-        with file.open("rb") as stream, decompressor.stream_reader(stream) as content:
+        with file.open("rb") as stream, decompressor.stream_reader(stream, read_across_frames=True) as content:
             folder, manifest = _first(content, file, place)
             _others(content, file, folder, manifest)
     except library.ZstdError as error:
@@ -56,41 +59,47 @@ def _first(content: IO[bytes], file: Path, place: Path) -> tuple[Path, Manifest]
         raise BundleError("the file holds no packed bundle", where=str(file), hint="`edge-exporter pack` makes one")
     check_inside(name, file)
     if head.size > LARGEST_JSON:
-        raise BundleError("the manifest is too large for what it is", where=f"{file}: {head.name}")
+        raise BundleError("the manifest is too large for what it is", where=f"{file}: {printable(head.name)}")
     folder = place / name
     folder.mkdir()
     _write(content, head, folder / MANIFEST, file)
     manifest = read_manifest(folder)
     if bundle_name(manifest) != name:
-        raise BundleError(f"the packed folder is called '{name}', its manifest says '{bundle_name(manifest)}'",
-                          where=str(file), hint=AGAIN)  # fmt: skip
+        said = f"the packed folder is called '{printable(name)}', its manifest says '{bundle_name(manifest)}'"
+        raise BundleError(said, where=str(file), hint=AGAIN)
     return folder, manifest
 
 
 def _others(content: IO[bytes], file: Path, folder: Path, manifest: Manifest) -> None:
     sizes = {entry.path: entry.size for entry in manifest.files}
+    if len(sizes) > MOST_FILES:
+        raise BundleError(f"the manifest lists {len(sizes):,} files, which no bundle has", where=str(file))
     wanted = sum(sizes.values())
     if wanted > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    profiles = 0
+    profiles = count = 0
     while (member := _member(content, file)) is not None:
-        where = f"{file}: {member.name}"
+        where = f"{file}: {printable(member.name)}"
         top, _, name = member.name.partition("/")
         check_inside(name, file)
         if top != folder.name or name == MANIFEST or (folder / name).exists():
             raise BundleError("the packed bundle has a file twice, or one outside its folder", where=where)
         if name.startswith(f"{PROFILES}/") and name.endswith(".json") and name not in sizes:
-            profiles += member.size
-            if profiles > LARGEST_JSON:
-                raise BundleError("the profiles are too large for what they are", where=where)
+            profiles, count = profiles + member.size, count + 1
+            if profiles > LARGEST_JSON or count > MOST_PROFILES:
+                raise BundleError("the profiles are too many, or too large, for what they are", where=where)
         elif name not in sizes:
             raise BundleError("the packed bundle has a file that its manifest does not list", where=where)
         elif sizes[name] != member.size:
             raise BundleError(f"the file has {member.size} bytes where {sizes[name]} were written", where=where)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _write(content, member, folder / name, file)
-    if any(content.read(CHUNK)):
-        raise BundleError("something follows the end of the packed bundle", where=str(file), hint=AGAIN)
+    padding = 0
+    while part := content.read(CHUNK):
+        padding += len(part)
+        # Some writers of archives fill them up with zeros; behind many of them more could hide.
+        if any(part) or padding > CHUNK:
+            raise BundleError("something follows the end of the packed bundle", where=str(file), hint=AGAIN)
 
 
 def _member(content: IO[bytes], file: Path) -> tarfile.TarInfo | None:

@@ -73,7 +73,7 @@ def fuse(outputs: Sequence[Tensor], fusion: Fusion) -> Tensor:
     parts = []
     for index, output in enumerate(outputs):
         if not output.is_floating_point():
-            raise no_numbers(str(output.dtype))
+            raise no_numbers(str(output.dtype).removeprefix("torch."))
         places = fusion.places(index)
         axis = -1 if fusion.by == "mean" else class_axis(output.shape, lone=bool(places))
         own = _kind(output, fusion, axis)

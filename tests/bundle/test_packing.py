@@ -228,6 +228,28 @@ def test_headers_that_claim_too_much_are_refused(place: Workplace, packed: Path)
     refused(place.run("verify", file), 6, "damaged")
     file.write_bytes(repacked(place.folder, found, after=b"x" * 10, form=tarfile.USTAR_FORMAT).read_bytes())
     refused(place.run("verify", file), 6, "follows the end")
+    file.write_bytes(repacked(place.folder, found, after=bytes(3 << 20), form=tarfile.USTAR_FORMAT).read_bytes())
+    refused(place.run("verify", file), 6, "follows the end")
+    file.write_bytes(packed.read_bytes() + zstandard.ZstdCompressor().compress(b"x" * 10))
+    refused(place.run("verify", file), 6, "follows the end")
+
+
+def test_many_empty_files_are_refused_before_they_are_written(place: Workplace, packed: Path) -> None:
+    found = members(packed)
+    for index in range(1_001):
+        _added(f"profiles/{index}.json", 0)(found)
+    refused(place.run("verify", repacked(place.folder, found), "--no-run"), 6, "too many", hint=False)
+
+
+def test_names_in_an_archive_do_not_speak_to_the_terminal(place: Workplace, packed: Path) -> None:
+    for kind in (tarfile.REGTYPE, tarfile.SYMTYPE):
+        found = members(packed)
+        _added("\x1b[2Jgone\x07\nerror: all is well")(found)
+        found[-1][0].type = kind
+        file = repacked(place.folder, found, form=tarfile.USTAR_FORMAT)
+        message = refused(place.run("unpack", file, "--output", place / "out"), 6, "gone", hint=False)
+        assert "\x1b" not in message
+        assert "\nerror: all is well" not in message
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
