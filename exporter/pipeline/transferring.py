@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ from exporter.plan_types import MergeModelPlan
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from exporter.onnx_export import FlatModule
 
 
 class Transferring(MergeWork):
@@ -111,7 +113,8 @@ class Transferring(MergeWork):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(teaching.seed)
             student = prepare_module(sources.load_factory(self.plan.model), self.inputs).flat
-        teachers = [self._teacher(member, members[member.label]) for member in self.merge.models]
+        names = self._own_names(student)
+        teachers = [self._teacher(member, members[member.label], names) for member in self.merge.models]
         batches = list(self.models.taught(self.inputs))
         try:
             taught = distil(
@@ -139,12 +142,31 @@ class Transferring(MergeWork):
         again = (f"a run that was stopped was taken up after epoch {taught.resumed}",) if taught.resumed else ()
         (folder / "notes.json").write_bytes(canonical((note, *again)))
 
-    def _teacher(self, member: MergeModelPlan, model: TorchModel) -> nn.Module:
+    def _teacher(self, member: MergeModelPlan, model: TorchModel, names: list[str]) -> nn.Module:
+        """A teacher whose outputs stand in the order of the student's, where both call them the same."""
+        from exporter.compress import Ordered
         from exporter.merge import Teacher
         from exporter.onnx_export import prepare_module
 
         flat = prepare_module(self._alone(member, model).load(), self.inputs).flat
-        return Teacher(flat, member.classes, known_classes(self.plan))
+        order = self._order([name.removeprefix(f"{member.label}.") for name in self._own_names(flat)], names)
+        return Teacher(Ordered(flat, order) if order else flat, member.classes, known_classes(self.plan))
+
+    def _own_names(self, flat: FlatModule) -> list[str]:
+        """What a model itself calls its outputs."""
+        import torch
+
+        from exporter.onnx_export import flatten
+
+        few = tuple(tensor[:2] for tensor in next(iter(self.models.taught(self.inputs))))
+        with torch.no_grad():
+            return [name for name, _ in flatten(flat.call(*few))]
+
+    def _order(self, own: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
+        """Where a teacher's outputs are in the student's order; () for where they stand, as names of the plan go."""
+        from exporter.compress import order_by_name
+
+        return () if self.plan.model.outputs else order_by_name(own, names)
 
     def _alone(self, member: MergeModelPlan, model: TorchModel) -> TorchModel:
         """A teacher that takes the inputs of the plan."""
@@ -164,8 +186,10 @@ class Transferring(MergeWork):
         if member.classes:
             fusion = Fusion(by="probabilities", weights=(1.0,), classes=(member.classes,), total=total)
         composition = msgspec.structs.replace(alone.composition, fusion=fusion)
-        plan = msgspec.structs.replace(alone.plan, outputs=names)
-        return msgspec.structs.replace(alone, plan=plan, content=composition.content, composition=composition)
+        judged = msgspec.structs.replace(alone, content=composition.content, composition=composition)
+        own = self._own_names(self.models.prepared(judged, self.inputs).flat)
+        outputs = () if self._order(own, names) else names
+        return msgspec.structs.replace(judged, plan=msgspec.structs.replace(alone.plan, outputs=outputs))
 
     def _entry(self, model: TorchModel, name: str, role: str, reference: Reference) -> HistoryEntry:
         fidelity = self.models.judged(model, self.inputs, reference, name)
@@ -181,9 +205,10 @@ class Transferring(MergeWork):
 
 def _own(module: nn.Module) -> nn.Module:
     """The user's module within a student or teacher, whose layers hints name."""
+    from exporter.compress import Ordered
     from exporter.merge import Composite, Teacher
     from exporter.onnx_export import FlatModule
 
-    while isinstance(module, (FlatModule, Teacher, Composite)):
+    while isinstance(module, (FlatModule, Ordered, Teacher, Composite)):
         module = next(module.members.children()) if isinstance(module, Composite) else module.inner
     return module

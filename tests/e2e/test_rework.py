@@ -431,6 +431,26 @@ def test_a_fresh_student_may_name_its_input_otherwise_and_give_its_outputs_in_an
     assert {one["output"]: one["sqnr_db"] > 20 for one in outputs} == {"a": True, "b": True}
 
 
+def test_outputs_of_a_teacher_are_matched_by_name(place: Workplace, tmp_path: Path) -> None:
+    place.write("model.py", TWO)
+    place.write("teacher.py", TWO.replace('{"a": y, "b": -y}', '{"b": -y, "a": y}').replace("seed(0)", "seed(1)"))
+    namespace: dict[str, Any] = {}
+    exec((place / "teacher.py").read_text(), namespace)
+    teacher = namespace["make"]()
+    save_file(teacher.state_dict(), place / "teacher.safetensors")
+    merge = '[merge]\nmethod = "transfer"\naccept = "worse"\n'
+    merge += '[merge.teaching]\nloss = "mse"\nrate = 0.05\nbatch_size = 8\n'
+    merge += '[[merge.models]]\nsource = "teacher.py:make"\nweights = "teacher.safetensors"\n'
+    file = plan(place, merge, gate=1.0)
+    file.write_text(file.read_text().replace('weights = "base.safetensors"\n', ""))
+    document, bundle = place.built(file)
+    member = next(entry for entry in document["history"] if entry["role"] == "member")
+    assert {one["output"]: one["sqnr_db"] > 20 for one in member["fidelity"]["outputs"]} == {"a": True, "b": True}
+    x = torch.randn(5, 32)
+    answers = run_bundle(bundle, {"x": x.numpy()}, tmp_path, "--variant", "fp32")
+    np.testing.assert_allclose(answers["a"], teacher(x)["a"].detach().numpy(), atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
