@@ -27,6 +27,8 @@ def masked_alike(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArr
     """Where both sides hold a finite mask of the same sign, whose exact value tells nothing."""
     import numpy as np
 
+    if not left.size or max(left.max(), -left.min()) < MASK:
+        return np.zeros(left.shape, bool)
     large = (np.abs(left) >= MASK) & (np.abs(right) >= MASK) & np.isfinite(left) & np.isfinite(right)
     alike: NDArray[np.bool_] = large & (np.signbit(left) == np.signbit(right))
     return alike

@@ -28,9 +28,12 @@ class Channels:
         """Adds one batch; an axis whose length changes between batches has no channels."""
         import numpy as np
 
-        for axis in sorted({1, values.ndim - 1}) if values.ndim > 1 else ():
+        if values.ndim < 2:
+            return
+        energies = np.square(values), np.square(errors)
+        for axis in sorted({1, values.ndim - 1}):
             others = tuple(one for one in range(values.ndim) if one != axis)
-            found = np.square(values).sum(others), np.square(errors).sum(others)
+            found = energies[0].sum(others), energies[1].sum(others)
             before = self._sums.get(axis, found)
             if before is None or len(before[0]) != len(found[0]):
                 self._sums[axis] = None

@@ -36,10 +36,10 @@ class _Sums:
     def add(self, left: Floats, right: Floats, error: Floats) -> None:
         import numpy as np
 
-        self.signal += float(np.sum(left * left))
-        self.candidate += float(np.sum(right * right))
-        self.dot += float(np.sum(left * right))
-        self.error += float(np.sum(error * error))
+        self.signal += float(np.vdot(left, left))
+        self.candidate += float(np.vdot(right, right))
+        self.dot += float(np.vdot(left, right))
+        self.error += float(np.vdot(error, error))
         self.largest = max(self.largest, float(np.max(np.abs(error), initial=0.0)))
 
     @property
@@ -81,11 +81,12 @@ class _Divergence:
         with np.errstate(invalid="ignore"):  # -inf minus -inf, which `same` takes out again.
             error = np.where(same | broken, 0.0, got - wanted)
         left, right = np.where(finite, wanted, 0.0), np.where(finite & ~broken, got, 0.0)
-        real = [np.where(masked, 0.0, values) for values in (left, right, error)]
-        self.real.add(*real)
+        if masked.any():
+            self.masks.add(*(values[masked] for values in (left, right, error)))
+            left, right, error = (np.where(masked, 0.0, values) for values in (left, right, error))
+        self.real.add(left, right, error)
         if floating:
-            self.channels.add(real[0], real[2])
-        self.masks.add(*(values[masked] for values in (left, right, error)))
+            self.channels.add(left, error)
         if wanted.ndim >= 2 and wanted.shape[-1] > 1:
             self.rows += wanted.size // wanted.shape[-1]
             self.agreeing += int(np.sum(wanted.argmax(-1) == got.argmax(-1)))

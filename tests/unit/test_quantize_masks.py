@@ -10,9 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporter.artifacts import QuantScheme
-from exporter.errors import InputError
+from exporter.errors import InputError, StageError
 from exporter.onnx_export import onnx_session
-from exporter.quantize import quantize_static
+from exporter.onnx_export.compare import _compared
+from exporter.quantize import int8_tolerance, quantize_static
+from targets._onnxruntime import float_tolerance
 
 
 def masked_attention(folder: Path, mask: float) -> Path:
@@ -95,3 +97,18 @@ def test_a_graph_without_anything_to_quantize_is_left_as_it_is(tmp_path):
         batches=lambda: [{"x": np.ones((3, 2), np.float32)}], progress=lambda done: None,
     )  # fmt: skip
     assert (coverage.eligible, coverage.quantized) == (0, 0)
+
+
+def test_a_finite_mask_is_no_scale_for_what_it_leaves(tmp_path):
+    masked = np.array([[0.5, -1e9, -0.25]], np.float32)
+    wrong = np.array([[0.0, -1e9, 0.0]], np.float32)
+    with pytest.raises(StageError, match=r"ONNX differs from torch by 1 of the output's largest value"):
+        _compared("y", masked, wrong, 1e-3, {"x": masked}, "")
+    assert _compared("y", masked, masked, 1e-3, {"x": masked}, "") == 0.0
+    large = np.array([[2e9, 4e9]], np.float32)
+    with pytest.raises(StageError, match=r"ONNX differs from torch by 0\.5"):
+        _compared("y", large, large / 2, 1e-3, {"x": large}, "")
+    model = masked_attention(tmp_path, -1e9)
+    for found in (float_tolerance({"y": masked})["y"], int8_tolerance(model, {"y": masked})["y"]):
+        assert found.atol < 0.01
+        assert 64 < found.rtol * 1e9 < 1e5, "a mask plus a score, rounded to float32"
