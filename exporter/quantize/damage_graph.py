@@ -58,12 +58,13 @@ class DamageGraph(PairedGraph):
 
     def __init__(self, float_model: onnx.ModelProto, int8_model: onnx.ModelProto, *, causes: bool) -> None:
         super().__init__(float_model, int8_model)
+        self._ends = {value.name for value in float_model.graph.output}
         self._sums: dict[tuple[str, int | None], str] = {}
         self.measured = tuple(self._measure(causes))
 
     def _measure(self, causes: bool) -> Iterator[Measured]:
         for node in self._int8.nodes:
-            if node.op_type in LAYOUT or any(a.HasField("g") or a.graphs for a in node.attribute):
+            if node.op_type in (*LAYOUT, "Identity") or any(a.HasField("g") or a.graphs for a in node.attribute):
                 continue
             chains = [self._int8.origin(name)[1] for name in node.input]
             results = [name for name in node.output if self._float_name(name) in self._types]
@@ -81,15 +82,19 @@ class DamageGraph(PairedGraph):
         by_weights = self._run(node, [self._float_input(name) for name in node.input]) if weighted else {}
         for name in results:
             tensor = self._float_name(name)
-            reference, rank = self._as_float(tensor, tensor), self._types[tensor][1]
+            # What a clipping takes off is no noise: the pair before it has the range of what is left.
+            clips = self._clips_behind(tensor)
+            compared = clips[-1].output[0] if clips else tensor
+            reference, rank = self._as_float(compared, compared), self._types[compared][1]
             pair = self._int8.pair_after(name)
             after = pair[-1].output[0] if pair else name
-            noise = {"accumulated": self._noise(after, tensor)}
+            noise = {"accumulated": self._noise(self._through(clips, after), compared)}
             if by_weights:
-                noise["weights"] = self._noise(self._clipped(by_weights[name], tensor, node.op_type), tensor)
+                exact = self._clipped(by_weights[name], tensor, node.op_type)
+                noise["weights"] = self._noise(self._through(clips, exact), compared)
             if pair and causes:
-                noise["result"] = self._noise(self._through(pair, tensor), tensor)
-            local = self._difference(self._through(pair, own[name]), tensor)
+                noise["result"] = self._noise(self._through([*pair, *clips], tensor), compared)
+            local = self._difference(self._through([*pair, *clips], own[name]), compared)
             axes: list[int | None] = [*dict.fromkeys((1, rank - 1))] if rank is not None and rank >= 2 else [None]
             lengths: tuple[str, ...] = ()
             if node.op_type == "Concat" and rank is not None and rank >= 2:
@@ -126,6 +131,13 @@ class DamageGraph(PairedGraph):
             folded.insert(0, node)
             node = self._float.producer.get(node.input[0])
         return self._through(folded, name)
+
+    def _clips_behind(self, tensor: str) -> list[onnx.NodeProto]:
+        """The Clip that alone reads a tensor of the float model, where the int8 model has it too; or nothing."""
+        readers = self._float.readers.get(tensor, [])
+        alone = len(readers) == 1 and readers[0].op_type == "Clip" and readers[0].output[0] in self._types
+        kept = alone and any(node.name == f"{INT8}{readers[0].name}" for node in self._int8.nodes)
+        return readers if kept and tensor not in self._ends else []
 
     def _difference(self, name: str, tensor: str) -> str:
         return self._node("Sub", [self._as_float(name, tensor), self._as_float(tensor, tensor)])

@@ -47,7 +47,9 @@ def _lints(
     yield from few_data(states, scheme.observer, samples)
     yield from range_lints(states, scheme)
     yield from graph_lints(float_model, quantized, scheme, coverage)
-    yield from fusion_lints(int8_model, quantized, signed=arm and scheme.activations == "int8")
+    told = {one.node for one in coverage.skipped}  # With a reason of their own.
+    unfused = fusion_lints(int8_model, quantized, signed=arm and scheme.activations == "int8")
+    yield from (one for one in unfused if one.subject not in told)
     yield from _left_in_float(coverage)
 
 

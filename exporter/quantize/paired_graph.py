@@ -75,7 +75,10 @@ class PairedGraph:
         self.float_names |= {value.name for value in float_model.graph.input}
         self._types = _types(float_model.graph)
         self._float = GraphIndex.of(float_model.graph)
-        quantized = add_prefix_graph(int8_model.graph, INT8, rename_inputs=False)
+        quantized = onnx.GraphProto()
+        quantized.CopyFrom(int8_model.graph)
+        del quantized.output[:]  # An input among them would be renamed after all.
+        add_prefix_graph(quantized, INT8, rename_inputs=False, inplace=True)
         self._int8 = GraphIndex.of(quantized)
         graph = self.model.graph
         graph.node.extend(quantized.node)

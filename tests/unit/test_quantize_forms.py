@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifacts import Coverage, QuantScheme
-from exporter.quantize import decibels, quantize_dynamic, quantize_static
+from exporter.quantize import (
+    PREPARED,
+    calibrate,
+    decibels,
+    lint,
+    node_damage,
+    prepare_float,
+    quantize_calibrated,
+    quantize_dynamic,
+    quantize_static,
+)
 
 WIDTH = 16
 SCHEME = QuantScheme(reduce_range=True)  # Seven-bit weights, whose sums saturate on no CPU.
@@ -266,6 +276,31 @@ def test_products_before_and_behind_a_clip_that_stays_have_int8_kernels(tmp_path
     onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", options, providers=["CPUExecutionProvider"])
     ops = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
     assert (ops.count("QGemm"), ops.count("Gemm")) == (2, 0)
+
+
+def test_what_a_clip_takes_off_is_no_noise_of_the_product_before_it(tmp_path: Path) -> None:
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(3, WIDTH, WIDTH)}
+    weights |= {"low": np.float32(2), "high": np.float32(6)}
+    onnx.save(net(clipped(["low", "high"]), weights), tmp_path / "float.onnx")
+    feed = {"x": values(0, 32, WIDTH)}
+    calibrate(
+        tmp_path / "float.onnx", tmp_path, histogram=False, symmetric=False, batches=[feed], progress=lambda _: None
+    )
+    output = tmp_path / "int8.onnx"
+    coverage = quantize_calibrated(tmp_path, output, scheme=SCHEME)
+    damages = {one.node: one for one in node_damage(tmp_path / PREPARED, output, [feed], causes=True)}
+    assert min(damages["first"].sqnr_db or 0, damages["first"].accumulated_db or 0) > 28
+    lints = lint(tmp_path, output, scheme=SCHEME, coverage=coverage, samples=32)
+    assert [one.subject for one in lints if one.kind in ("unfused", "float-ops")] == ["Clip"]
+
+
+def test_damage_is_told_of_a_model_that_hands_out_its_input(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["y"])]
+    decibel, _ = compared(tmp_path, net(nodes, {"w": values(1, WIDTH, WIDTH)}, outputs=("y", "x")))
+    prepared = prepare_float(tmp_path / "float.onnx", tmp_path, equalized=False)
+    damages = node_damage(prepared, tmp_path / "out" / "model.onnx", [{"x": values(0, 32, WIDTH)}])
+    assert [one.node for one in damages] == ["first"]
+    assert damages[0].sqnr_db == pytest.approx(decibel, abs=3)
 
 
 def test_a_clip_whose_bounds_are_computed_stays(tmp_path: Path) -> None:
