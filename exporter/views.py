@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from exporter.artifacts import BenchmarkProfile, InstructionProfile, Manifest, Profile, Variant
+
+SIZE_TIE, LATENCY_TIE = 0.001, 0.01
+"""Shares of a size and of a latency by which two files differ and are still equal."""
 
 
 class BundleView(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +62,20 @@ def without_samples(profile: Profile) -> dict[str, Any]:
     for variant in plain["variants"]:
         del variant["samples_ns"]
     return plain
+
+
+def beats(theirs: Sequence[float], own: Sequence[float], ties: Sequence[float]) -> bool:
+    """Whether costs are nowhere higher than others, and somewhere lower.
+
+    Args:
+        theirs: costs of what may be better.
+        own: costs of what may be worse.
+        ties: for each the share by which two may differ and still be equal.
+    """
+    gains = [
+        0.0 if abs(a - b) <= tie * max(abs(a), abs(b)) else b - a for a, b, tie in zip(theirs, own, ties, strict=True)
+    ]
+    return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
 
 
 def printable(text: str) -> str:

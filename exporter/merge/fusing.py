@@ -162,11 +162,16 @@ class Teacher(nn.Module):
         self.places = Fusion(by="mean", weights=(1.0,), classes=(known,), total=total).places(0)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Runs the teacher; gives its outputs, [..., total classes] where it was told which it knows."""
+        """Runs the teacher; gives its outputs, with all classes where it was told which it knows."""
         outputs = self.inner(*tensors)
         if not self.places:
             return tuple(outputs)
-        return tuple(placed(output, self.places, self.count, FILL) for output in outputs)
+        return tuple(
+            placed(output, self.places, self.count, FILL, class_axis(output.shape, lone=True))
+            if output.is_floating_point()
+            else output
+            for output in outputs
+        )
 
 
 def learn_weights(probabilities: Sequence[Tensor], labels: Tensor) -> tuple[float, ...]:

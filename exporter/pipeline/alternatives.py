@@ -17,9 +17,7 @@ from exporter.pipeline.publish import Published
 from exporter.pipeline.steps import Steps
 from exporter.plan import Plan
 from exporter.target_api import Target
-
-TIES = {"size": 0.001, "packed_bytes": 0.001, "latency_ms": 0.01}
-"""Shares of a size or a latency by which two rows differ and are still equal."""
+from exporter.views import LATENCY_TIE, SIZE_TIE, beats
 
 
 def build_alternatives(
@@ -66,22 +64,18 @@ def mark_pareto(rows: Sequence[Alternative]) -> list[Alternative]:
     for row in rows:
         rivals = [one for one in rows if one.target == row.target and one.variant is not None]
         measures = [
-            (name, better)
-            for name, better in (("metric", 1), (_size(rivals), -1), ("latency_ms", -1))
+            (name, sign, tie)
+            for name, sign, tie in (("metric", -1, 0.0), (_size(rivals), 1, SIZE_TIE), ("latency_ms", 1, LATENCY_TIE))
             if all(getattr(one, name) is not None for one in rivals)
         ]
-        beaten = row.variant is None or any(_beats(rival, row, measures) for rival in rivals)
+        ties = [tie for *_, tie in measures]
+
+        def costs(one: Alternative, measures: Sequence[tuple[str, int, float]] = measures) -> list[float]:
+            return [sign * getattr(one, name) for name, sign, _ in measures]
+
+        beaten = row.variant is None or any(beats(costs(rival), costs(row), ties) for rival in rivals)
         marked.append(msgspec.structs.replace(row, pareto=not beaten))
     return marked
-
-
-def _beats(rival: Alternative, row: Alternative, measures: Sequence[tuple[str, int]]) -> bool:
-    gains = []
-    for name, better in measures:
-        theirs, own = getattr(rival, name), getattr(row, name)
-        tie = abs(theirs - own) <= TIES.get(name, 0.0) * max(abs(theirs), abs(own))
-        gains.append(0.0 if tie else better * (theirs - own))
-    return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
 
 
 def _size(rows: Sequence[Alternative]) -> str:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from exporter.artifacts import Profile
 from exporter.report.page import Figure, Lines, Section, Series, Table, Tradeoff
 from exporter.tables import human_size, milliseconds
-from exporter.views import BundleView
+from exporter.views import LATENCY_TIE, SIZE_TIE, BundleView, beats
 
 
 class Candidate(NamedTuple):
     """A variant with what it costs and what it keeps; `latency` in ms is None where it was not measured.
 
-    A sparse one has the size that it is packed to.
+    Where all are sparse they have the sizes that they are packed to.
     """
 
     label: str
@@ -25,15 +25,16 @@ class Candidate(NamedTuple):
 
 
 def front(candidates: Sequence[Candidate]) -> list[str]:
-    """Those that no other one beats: at least as good in latency, size and quality, and better in one of them."""
+    """Those that no other one beats: at least as good in latency, size and quality, and better in one of them.
+
+    Sizes and latencies that are next to equal count as equal.
+    """
 
     def costs(one: Candidate) -> tuple[float, ...]:
         return (one.latency or 0.0, float(one.size), -one.quality)
 
     def beaten(one: Candidate) -> bool:
-        mine = costs(one)
-        others = (costs(other) for other in candidates)
-        return any(theirs != mine and all(a <= b for a, b in zip(theirs, mine, strict=True)) for theirs in others)
+        return any(beats(costs(other), costs(one), (LATENCY_TIE, SIZE_TIE, 0.0)) for other in candidates)
 
     return [one.label for one in candidates if not beaten(one)]
 
@@ -48,13 +49,16 @@ def tradeoff_sections(views: Sequence[BundleView]) -> list[Section]:
     sections = []
     for place, measured in places.items():
         candidates = []
+        variants = [view.variant(one.variant) for view, profile in measured for one in profile.variants]
+        # One measure for all: zeros are worth nothing in a file, and much in a packed one.
+        all_packed = all(variant.packed_bytes is not None for variant in variants)
         for view, profile in measured:
             for one in profile.variants:
                 if (quality := _quality(view, one.variant)) is not None:
                     label = f"{view.path.name}: {one.variant}" if several else one.variant
                     label += _elsewhere(view, profile)
                     variant = view.variant(one.variant)
-                    packed = variant.packed_bytes
+                    packed = variant.packed_bytes if all_packed else None
                     size = view.manifest.size_of(variant) if packed is None else packed
                     candidates.append(
                         Candidate(label, one.summary.median / 1e6, size, quality, packed=packed is not None)

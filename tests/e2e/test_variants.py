@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from exporter.artifacts import Alternative
 from exporter.pipeline.alternatives import mark_pareto
+from exporter.report.tradeoffs import Candidate, front
 from exporter.tables import alternative_columns, alternative_rows
 from tests.bundles import replaced
 from tests.support import Workplace, refused
@@ -154,3 +155,9 @@ def test_a_few_bytes_put_nothing_on_the_front() -> None:
     worse = Alternative(name="b", target="cpu", variant="int8", metric=0.792, size=120368, latency_ms=0.2935)
     assert [row.pareto for row in mark_pareto([better, worse])] == [True, False]
     assert [row.pareto for row in mark_pareto([better, replaced(worse, size=110000)])] == [True, True]
+
+
+def test_the_front_of_a_report_goes_by_the_same_ties() -> None:
+    better, worse = Candidate("a", 0.294, 120371, 0.806), Candidate("b", 0.2935, 120368, 0.792)
+    assert front([better, worse]) == ["a"]
+    assert front([better, worse._replace(size=110000)]) == ["a", "b"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import ModelError
-from exporter.merge import Composite, Fusion, OnnxPart, Part, fuse, learn_weights, stack_onnx
+from exporter.merge import Composite, Fusion, OnnxPart, Part, Teacher, fuse, learn_weights, stack_onnx
 from exporter.merge.fusing import By
 from exporter.onnx_export import onnx_session, prepare_module, share_onnx
 from tests.support import quadrant_onnx, quadrants
@@ -210,3 +210,16 @@ def test_a_program_in_a_stack_is_switched_to_eval_mode_with_it() -> None:
     (wanted,) = flat(x)
     whole = copy.deepcopy(torch.nn.Sequential(flat)).train().eval()
     assert torch.equal(whole(x)[0], wanted)
+
+
+def test_a_teacher_of_maps_has_its_classes_at_their_places() -> None:
+    logits = torch.randn(2, 2, 4, 5)
+
+    class Maps(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x, x.argmax(1)
+
+    taught, chosen = Teacher(Maps(), [2, 0], 3)(logits)
+    assert torch.equal(taught[:, [2, 0]], logits)
+    assert bool((taught[:, 1] < -1000).all())
+    assert torch.equal(chosen, logits.argmax(1))
