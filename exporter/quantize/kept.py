@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from exporter.quantize.coverage import MASKED
 from exporter.quantize.gemms import unfit_gemms
-from exporter.quantize.states import States, merged
+from exporter.quantize.states import States
 
 if TYPE_CHECKING:
     import onnx
@@ -39,9 +39,8 @@ def kept_in_float(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -
         elif node.op_type == "Clip" and (reason := _unfit(node, constants)):
             kept[node.name] = reason
         elif node.op_type in ("Relu", "Clip") and not (node.op_type == "Relu" and scheme.activations == "uint8"):
-            name = node.output[0]
-            seen = merged(states[name]) if name in states else None
-            if seen is not None and seen.values and not any(seen.range(scheme.observers.get(name, scheme.observer))):
+            seen = [half for half in states.get(node.output[0], ()) if half.values]
+            if seen and all(half.minimum == half.maximum == 0 for half in seen):
                 kept[node.name] = DEAD
     # No 8-bit range holds a mask and what it masks.
     masked = {name for name, halves in states.items() if any(half.masked for half in halves)}
