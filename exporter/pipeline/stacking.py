@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from exporter.artifacts import Fidelity, MetricResult, canonical, file_digest
-from exporter.errors import InputError, StageError
+from exporter.errors import InputError, ModelError, StageError, shorten
 from exporter.events import Note
 from exporter.merge.wiring import feeding, output_name, running_order
 from exporter.pipeline.comparing import hold
@@ -24,7 +25,13 @@ from exporter.plan_types import MergeModelPlan, ModelPlan
 from exporter.sources import Source
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from exporter.merge import OnnxPart
+    from exporter.target_api import Session
+
+    Arrays = Mapping[str, NDArray[np.generic]]
 
 FILE = "model.onnx"
 TOLERANCE = 1e-4
@@ -94,10 +101,11 @@ def check_stacked(plan: Plan, path: Path, example: Path) -> tuple[int, int]:
         takes = {label: {name: part.takes.get(name, name) for name in own[label]} for label, part in parts.items()}
         values = dict(batch)
         for label in running_order(takes, list(batch)):
-            answers = sessions[label]({name: values[source] for name, source in takes[label].items()})
+            feeds = {name: values[source] for name, source in takes[label].items()}
+            answers = _ran(sessions[label], feeds, f"'{label}' alone")
             names = parts[label].outputs or tuple(answers)
             values |= {output_name(label, name): value for name, value in zip(names, answers.values(), strict=True)}
-        for name, got in stack(batch).items():
+        for name, got in _ran(stack, batch, "the stack of all members").items():
             wanted = values[name].astype(np.float64)
             error = float(np.abs(wanted - got.astype(np.float64)).max(initial=0.0))
             if error > TOLERANCE * max(float(np.abs(wanted).max(initial=0.0)), 1e-12):
@@ -107,6 +115,20 @@ def check_stacked(plan: Plan, path: Path, example: Path) -> tuple[int, int]:
                     hint="export the members with one opset",
                 )
     return nodes
+
+
+def _ran(session: Session, feeds: Arrays, what: str) -> Mapping[str, NDArray[np.generic]]:
+    try:
+        return session(feeds)
+    except Exception as error:  # onnxruntime has no type of its own for what a model cannot be run on.
+        given = ", ".join(f"{name} {values.dtype} {list(values.shape)}" for name, values in feeds.items())
+        raise ModelError(
+            f"{what} cannot be run on the data",
+            where="[[merge.models]]",
+            why=f"given {given}: {shorten(error)}",
+            hint="what was exported for one size runs on that size only: export it again with a dynamic axis, or "
+            "give the size to all in [model.inputs]",
+        ) from error
 
 
 def compare_fused(plan: Plan, fused: FloatModel, steps: Steps, data: DataSets, inputs: Inputs) -> None:

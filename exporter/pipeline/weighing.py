@@ -53,12 +53,10 @@ class Weighing:
             base: what all were fine-tuned from, where the method needs it.
             folder: takes what is known of each member, one file each, so that memory does not hold them all.
         """
-        from exporter.merge import greedy_soup, merge_states, open_states, strangers, tied_names
+        from exporter.merge import greedy_soup, merge_states, open_states, strangers
 
         notes: list[str] = []
-        first = next(iter(self.members.values()))
-        module = self.models.prepared(first, self.inputs).flat.inner
-        tied, learned = tied_names(module), {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        tied, learned = self._names()
         known = self._knowledge(folder) if self.merge.method in KNOWING else {}
         with _states(self.members, base, tied) as states, open_states(list(known.values())) as opened:
             start = states.pop("base", None)
@@ -117,6 +115,16 @@ class Weighing:
         )
         whole = {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
         return metric(whole, np.concatenate(labels))
+
+    def _names(self) -> tuple[Sequence[Sequence[str]], set[str]]:
+        """Names of the architecture's tensors that are one, and of those that are learned; no module is kept."""
+        from torch import nn
+
+        from exporter.merge import tied_names
+
+        module = next(iter(self.members.values())).load()
+        assert isinstance(module, nn.Module)
+        return tied_names(module), {name for name, _ in module.named_parameters(remove_duplicate=False)}
 
     def _searched(self, merged: Callable[[Recipe], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str]:
         from exporter.merge import search

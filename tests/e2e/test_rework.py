@@ -104,6 +104,30 @@ def test_a_merge_is_compared_judged_and_kept(place: Workplace) -> None:
     assert again.rebuilt <= {"publish"}
 
 
+def test_a_soup_that_keeps_one_model_is_that_model(place: Workplace) -> None:
+    text = FACTORY.replace("nn.ReLU(), ", "nn.BatchNorm1d(32), nn.ReLU(), ")
+    place.write("normed.py", text)
+    namespace: dict[str, Any] = {}
+    exec(text, namespace)
+    model = namespace["make"]().eval()
+    # Statistics that estimating them again would change.
+    model[2].running_mean.fill_(0.7)
+    save_file(model.state_dict(), place / "kept.safetensors")
+    wrong = {name: -value if name.startswith("4.") else value for name, value in model.state_dict().items()}
+    save_file(wrong, place / "lost.safetensors")
+    with np.load(place / "eval.npz") as arrays:
+        x = arrays["x"]
+    place.npz("own.npz", x=x, y=model(torch.from_numpy(x)).argmax(1).numpy())
+    file = plan(place, '[merge]\nmethod = "greedy-soup"\n' + members("kept", "lost"))
+    text = file.read_text().replace("model.py", "normed.py").replace("eval.npz", "own.npz")
+    file.write_text(text.replace('weights = "base.safetensors"\n', ""))
+    document, _ = place.built(file)
+    merged = document["history"][-1]
+    assert merged["metric"] == 1.0
+    assert merged["notes"][0].startswith("kept went into the soup")
+    assert not any("estimated again" in note for note in merged["notes"])
+
+
 def test_a_merge_that_loses_is_refused_with_the_table(place: Workplace) -> None:
     file = plan(place, "[merge]\n" + members("a", "noise"))
     message = refused(place.run("build", file), 7, "is worse than", "merged (average)", "share no base")
@@ -261,6 +285,11 @@ def test_members_are_compressed_first_where_the_plan_says_so(place: Workplace) -
     assert [entry["name"] for entry in document["history"]] == [
         "base: 1 distil", "a: 1 distil", "b: 1 distil", "base", "a", "b", "merged (average)",
     ]  # fmt: skip
+    # What comes out is compared with the members as they were given.
+    digests = {entry["name"]: entry["digest"] for entry in document["history"]}
+    plain, _ = place.built(plan(place, '[merge]\naccept = "worse"\n' + members("a", "b")))
+    assert {entry["name"]: entry["digest"] for entry in plain["history"][:3]}.items() <= digests.items()
+    assert digests["a: 1 distil"] != digests["a"]
     steps = '[[compress.steps]]\nmethod = "low-rank"\nrank = 4\n'
     fuse = '[merge]\nmethod = "fuse"\norder = "compress-first"\naccept = "worse"\n' + members("a", "b")
     file = plan(place, steps + fuse, gate=1.0)
