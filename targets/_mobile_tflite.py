@@ -25,7 +25,7 @@ NAMES: Mapping[Precision, str] = {
     "float32": "fp32", "float16": "fp16", "int8": "int8", "int16x8": "int16x8", "dynamic-int8": "dynamic"
 }  # fmt: skip
 OLDER = "tflite-runtime"
-HYBRID = "its kernels for int8 weights beside float activations take one scale a tensor, and give wrong values"
+HYBRID = "what it computes of int8 weights beside float activations is far from what it should be"
 ONNX2TF = "onnx2tf"
 DYNAMIC: Precision = "dynamic-int8"
 QUANTIZED = ("int8", "int16x8", DYNAMIC)
