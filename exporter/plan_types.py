@@ -248,7 +248,7 @@ class PruneChannelsStep(
         importance: which channels go first: `l2` norm, `lamp`, distance from the geometric median (`fpgm`), scale of
             the batch norm (`bn-scale`), gradients on the calibration inputs (`taylor`), or `random`.
         spread: the same share of every layer goes (`layer`), or what matters least in the whole model (`global`).
-        multiple: of channels that every layer keeps; what a CPU works on at once.
+        multiple: of channels that every layer keeps: 8 is what CPUs with AVX2 work on at once, 16 those with AVX-512.
         ignore: names of modules whose outputs keep their width.
         seed: of `random`.
     """

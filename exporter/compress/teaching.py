@@ -77,7 +77,7 @@ class Taught:
 
     def told(self, epochs: int) -> str:
         """How it went, in words; `epochs` is how many there were to be at most."""
-        best = f"best after epoch {self.epoch} of {epochs}" if self.epoch else "no epoch was better than none"
+        best = f"best after epoch {self.epoch} of {epochs}" if self.epoch else "no epoch made it better"
         return f"held-out loss {self.before:.4g} -> {self.best:.4g}, {best}; {self.stopped}"
 
 

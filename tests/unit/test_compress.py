@@ -308,6 +308,8 @@ def test_teaching_stops_when_nothing_gets_better() -> None:
 def test_the_student_that_is_kept_is_told_by_its_epoch() -> None:
     taught = Taught(student=nn.ReLU(), before=8.5, best=0.25, epoch=53, stopped="all epochs done")
     assert taught.told(60) == "held-out loss 8.5 -> 0.25, best after epoch 53 of 60; all epochs done"
+    taught = Taught(student=nn.ReLU(), before=0.5, best=0.5, epoch=0, stopped="no better for 10 epochs")
+    assert taught.told(60) == "held-out loss 0.5 -> 0.5, no epoch made it better; no better for 10 epochs"
 
 
 def test_classes_of_maps_are_compared_along_their_own_axis() -> None:
