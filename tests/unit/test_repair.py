@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,26 +170,22 @@ def test_no_more_evaluations_than_the_budget_and_the_best_is_kept(noise, budget)
     )
 
 
-def test_channels_are_evened_out_before_anything_else_and_only_where_that_promises_something():
-    net = Net({"a": 1.0, "b": 1.0}, allowed=0.6, uneven=3)
+@pytest.mark.parametrize(
+    ("offers", "field", "change"),
+    [
+        ({"uneven": 3}, "equalize", "channels evened out between layers (3 uneven pairs)"),
+        ({"biased": 0.25}, "correct_biases", "biases corrected by the mean error of their channels"),
+    ],
+)
+def test_what_costs_no_latency_comes_first_and_only_where_it_promises_something(offers, field, change):
+    net = Net({"a": 1.0, "b": 1.0}, allowed=0.6, **offers)
     repaired = net.repair()
     assert repaired.passed
-    assert [scheme.equalize for scheme in net.judged] == [True]
-    assert repaired.model.repairs[0].change == "channels evened out between layers (3 uneven pairs)"
+    assert [getattr(scheme, field) for scheme in net.judged] == [True]
+    assert repaired.model.repairs[0].change == change
     net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
     net.repair()
-    assert not any(scheme.equalize for scheme in net.judged)
-
-
-def test_biases_are_corrected_before_observers_are_changed_and_only_where_there_are_layers_with_biases():
-    net = Net({"a": 1.0, "b": 1.0}, allowed=0.6, biased=0.25)
-    repaired = net.repair()
-    assert repaired.passed
-    assert [scheme.correct_biases for scheme in net.judged] == [True]
-    assert repaired.model.repairs[0].change == "biases corrected by the mean error of their channels"
-    net = Net({"a": 1.0, "b": 1.0}, allowed=0.1)
-    net.repair()
-    assert not any(scheme.correct_biases for scheme in net.judged)
+    assert not any(getattr(scheme, field) for scheme in net.judged)
 
 
 def test_another_observer_for_the_worst_tensors_comes_before_nodes_in_float():
