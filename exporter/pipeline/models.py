@@ -79,7 +79,7 @@ class Models:
         self.plan = plan
         self.data = data
         self.steps = steps
-        self._last: tuple[str, Inputs, Prepared] | None = None
+        self._last: tuple[tuple[str, Inputs, tuple[str, ...]], Prepared] | None = None
 
     def without_metric(self) -> Models:
         """The same for models that the plan's metric does not judge."""
@@ -89,10 +89,10 @@ class Models:
         """A model ready to run; the last one is kept."""
         from exporter.onnx_export import prepare_module
 
-        if self._last is None or self._last[:2] != (model.content, inputs):
-            prepared = prepare_module(model.load(), inputs, model.plan.outputs)
-            self._last = (model.content, inputs, prepared)
-        return self._last[2]
+        key = (model.content, inputs, model.plan.outputs)
+        if self._last is None or self._last[0] != key:
+            self._last = (key, prepare_module(model.load(), inputs, model.plan.outputs))
+        return self._last[1]
 
     def outputs(self, model: TorchModel, inputs: Inputs, label: str = "run the trained model") -> Reference:
         """What a model answers on the evaluation data, with the labels."""

@@ -348,7 +348,8 @@ def test_a_student_learns_from_teachers_whose_classes_stand_elsewhere(place: Wor
         '[[merge.models]]\nweights = "swapped.safetensors"\nclasses = [2, 0]\nargs = {}\nhints = { "2" = "2" }\n'
     )
     file = plan(place, merge)
-    file.write_text(file.read_text().replace('weights = "base.safetensors"', "args = { width = 6, classes = 3 }"))
+    own = 'args = { width = 6, classes = 3 }\noutputs = ["scores"]'
+    file.write_text(file.read_text().replace('weights = "base.safetensors"', own))
     with np.load(place / "eval.npz") as arrays:
         place.npz("eval.npz", x=arrays["x"], y=2 * arrays["y"])
     document, _ = place.built(file)
