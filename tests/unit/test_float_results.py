@@ -75,7 +75,7 @@ def test_a_result_for_a_float_node_or_the_user_is_float_and_the_product_int8(
     assert product.output[0] == ("t0" if follower else "y")
     run = Counter(node.op_type for node in optimised(tmp_path / "int8.onnx").graph.node)
     assert run["MatMulIntegerToFloat"] + run["QGemm"] == 1
-    assert not [lint for lint in fusion_lints(tmp_path / "int8.onnx", model) if lint.kind == "unfused"]
+    assert not [lint for lint in fusion_lints(tmp_path / "int8.onnx", model, signed=False) if lint.kind == "unfused"]
 
 
 def test_a_float_node_between_two_products_is_no_reason_to_round(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_result_that_goes_on_in_int8_is_rounded_once(tmp_path: Path) -> None:
 def test_what_computes_in_int8_between_products_is_not_broken_up(tmp_path: Path) -> None:
     model = quantized(tmp_path, network("MatMul", "Relu", "MatMul"))
     assert Counter(node.op_type for node in model.graph.node)["QuantizeLinear"] >= 2
-    assert not [lint for lint in fusion_lints(tmp_path / "int8.onnx", model) if lint.kind == "unfused"]
+    assert not [lint for lint in fusion_lints(tmp_path / "int8.onnx", model, signed=False) if lint.kind == "unfused"]
 
 
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])

@@ -118,9 +118,14 @@ def test_what_an_interrupted_installer_started_ends_with_it(tmp_path: Path) -> N
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        environments._call([sys.executable, "-c", code], "wait", "")
+    # What starts tests in the background has them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            environments._call([sys.executable, "-c", code], "wait", "")
+    finally:
+        signal.signal(signal.SIGINT, before)
     child = Path(f"/proc/{told.read_text().strip()}/stat")
     deadline = time.monotonic() + 10
     # One whose parent has gone is no more than an entry, until the system takes it away.
