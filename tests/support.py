@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,31 @@ class Result:
         """Steps that finished and were not cached, without the target's name and details in brackets."""
         done = [event for event in self.events if event["type"] == "StepFinished" and not event["cached"]]
         return {event["step"].removeprefix("cpu: ").partition(" (")[0] for event in done}
+
+
+def heard_meanwhile(
+    folder: Path, run: Callable[[str, Callable[[str], None]], int]
+) -> tuple[int, list[tuple[str, bool]]]:
+    """Runs a job that tells of two stages and, between them, waits until the first was heard.
+
+    Args:
+        folder: that the job runs in.
+        run: takes its code, and what gets each stage; gives its exit code.
+
+    Returns:
+        The exit code, and of each stage whether the job was done with the first one.
+    """
+    heard: list[tuple[str, bool]] = []
+
+    def tell(stage: str) -> None:
+        heard.append((stage, (folder / "done").exists()))
+        (folder / "heard").touch()
+
+    code = """os.write(telling, b"convert\\n")
+while not os.path.exists("heard"): time.sleep(0.01)
+open("done", "w").close()
+os.write(telling, b"quantize\\n")"""
+    return run(code, tell), heard
 
 
 def put_adb_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

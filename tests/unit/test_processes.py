@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import heard_meanwhile
 
 from targets._processes import run_telling
 
@@ -28,18 +29,8 @@ def alive(pid: int) -> bool:
 
 
 def test_what_it_does_is_heard_while_it_does_it(tmp_path: Path) -> None:
-    heard: list[tuple[str, bool]] = []
-
-    def tell(stage: str) -> None:
-        heard.append((stage, (tmp_path / "done").exists()))
-        (tmp_path / "heard").touch()
-
-    code = """os.write(telling, b"convert\\n")
-while not os.path.exists("heard"): time.sleep(0.01)
-open("done", "w").close()
-os.write(telling, b"quantize\\n")"""
-    assert run(tmp_path, code, tell) == 0
-    assert heard == [("convert", False), ("quantize", True)]
+    found = heard_meanwhile(tmp_path, lambda code, tell: run(tmp_path, code, tell))
+    assert found == (0, [("convert", False), ("quantize", True)])
 
 
 @pytest.mark.parametrize(("code", "ending"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 11)", -11)])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import heard_meanwhile
 
 from targets import _warm
 from targets._warm import WarmProcess
@@ -91,18 +92,8 @@ def test_what_jobs_need_is_imported_once_and_each_is_a_process_of_its_own(jobs: 
 
 
 def test_what_it_does_is_heard_while_it_does_it(jobs: Jobs, tmp_path: Path) -> None:
-    heard: list[tuple[str, bool]] = []
-
-    def tell(stage: str) -> None:
-        heard.append((stage, (tmp_path / "done").exists()))
-        (tmp_path / "heard").touch()
-
-    code = """os.write(telling, b"convert\\n")
-while not os.path.exists("heard"): time.sleep(0.01)
-open("done", "w").close()
-os.write(telling, b"quantize\\n")"""
-    assert jobs.run(code, tell=tell) == 0
-    assert heard == [("convert", False), ("quantize", True)]
+    found = heard_meanwhile(tmp_path, lambda code, tell: jobs.run(code, tell=tell))
+    assert found == (0, [("convert", False), ("quantize", True)])
 
 
 def test_a_job_has_its_own_words_folder_variables_and_output(
