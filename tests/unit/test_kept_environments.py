@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -105,6 +102,31 @@ def test_variables_that_send_packages_elsewhere_are_not_seen(monkeypatch: pytest
     assert "PIP_TARGET" not in environments.clean_environment()
 
 
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+
+from exporter.devices import environments
+
+# What starts tests in the background has them ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+told = Path(sys.argv[1])
+
+
+def interrupt():
+    while not (told.is_file() and told.read_text().endswith("\\n")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    environments._call([sys.executable, "-c", sys.argv[2]], "wait", "")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_what_an_interrupted_installer_started_ends_with_it(tmp_path: Path) -> None:
     told = tmp_path / "pid"
@@ -112,20 +134,9 @@ def test_what_an_interrupted_installer_started_ends_with_it(tmp_path: Path) -> N
         "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); "
         f"open({str(told)!r}, 'w').write(f'{{child.pid}}\\n'); child.wait()"
     )
-
-    def interrupt() -> None:
-        while not (told.is_file() and told.read_text().endswith("\n")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    # What starts tests in the background has them ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        threading.Thread(target=interrupt, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            environments._call([sys.executable, "-c", code], "wait", "")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    command = [sys.executable, "-c", INTERRUPTED, str(told), code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "interrupted\n", done.stderr
     child = Path(f"/proc/{told.read_text().strip()}/stat")
     deadline = time.monotonic() + 10
     # One whose parent has gone is no more than an entry, until the system takes it away.
