@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.quantize.coverage import DEQUANTIZE, FLOAT_RESULTS, QUANTIZE, quantizable_ops
+from exporter.quantize.naming import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,8 @@ def release_results(model: onnx.ModelProto, float_model: onnx.ModelProto) -> lis
         Names of the products.
     """
     graph = model.graph
-    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+    _, *inner = all_graphs(graph)
+    if inner:
         return []  # Graphs inside of nodes read tensors of this one by name.
     results = {node.name: node.output[0] for node in float_model.graph.node if node.op_type in FLOAT_RESULTS}
     found = [pair for pair in _Pairs(graph).idle() if _whole(pair.product, results)]

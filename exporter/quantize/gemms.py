@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from exporter.quantize.biases import BIAS, WEIGHT
 from exporter.quantize.naming import free_name
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
-
-WEIGHT, BIAS = 1, 2
-"""Indices of a Gemm's weight and bias among its inputs."""
 
 
 def simplify_gemms(model: onnx.ModelProto) -> None:

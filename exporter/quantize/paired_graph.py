@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.compose import add_prefix_graph
 
 from exporter.quantize.coverage import DEQUANTIZE, QUANTIZE
+from exporter.quantize.opset import opset_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,11 +187,6 @@ class PairedGraph:
         if len(node.input) < 3 or node.input[2] not in self._int8.initializers:
             return np.zeros((), np.uint8)  # The default of both operators.
         return np.asarray(numpy_helper.to_array(self._int8.initializers[node.input[2]]))
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators."""
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, tuple[int, int | None]]:

@@ -130,7 +130,7 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
         left |= dict.fromkeys(overflowing, OVERFLOW)
         _quantize(prepared, states, output, scheme, single, left)
         _mend_biases(prepared, output)
-    _release(prepared, output)
+    _release(model, output)
     return coverage_of(output, scheme, left)
 
 
@@ -146,12 +146,12 @@ def _mend_biases(prepared: Path, output: Path) -> list[str]:
     return left
 
 
-def _release(prepared: Path, output: Path) -> None:
+def _release(float_model: onnx.ModelProto, output: Path) -> None:
     """Leaves results in float that nothing in int8 reads, and nodes in an order that can be run."""
     import onnx
 
     model = onnx.load(output)
-    released = release_results(model, onnx.load(prepared, load_external_data=False))
+    released = release_results(model, float_model)
     if sort_nodes(model.graph) or released:
         rewrite(model, output)
 
