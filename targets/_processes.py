@@ -5,8 +5,37 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def limited(seconds: float, end: Callable[[], None], what: str) -> Iterator[None]:
+    """Gives what is done inside so much time.
+
+    Args:
+        seconds: that it may take.
+        end: stops it when they are over.
+        what: is done, for the error.
+
+    Raises:
+        TimeoutError: they were over, and it ended without an error of its own.
+    """
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        end()
+
+    watch = threading.Timer(seconds, stop)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+    if late.is_set():
+        raise TimeoutError(f"{what} took longer than {seconds} s")
 
 
 def run_telling(
@@ -33,7 +62,6 @@ def run_telling(
         TimeoutError: it took longer, and was ended.
     """
     reader, writer = os.pipe()
-    late = threading.Event()
     with os.fdopen(reader, encoding="utf-8", errors="replace") as lines:
         try:
             process = subprocess.Popen(
@@ -42,21 +70,12 @@ def run_telling(
         finally:
             # This end stays open in the process alone, so that the lines end when it does.
             os.close(writer)
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        watch = threading.Timer(seconds, end)
-        watch.start()
-        try:
-            for line in lines:
-                tell(line.strip())
-            code = process.wait()
-        finally:
-            watch.cancel()
-            process.kill()
-            process.wait()
-    if late.is_set():
-        raise TimeoutError(f"{command[0]} took longer than {seconds} s")
+        with limited(seconds, process.kill, command[0]):
+            try:
+                for line in lines:
+                    tell(line.strip())
+                code = process.wait()
+            finally:
+                process.kill()
+                process.wait()
     return code

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from targets._processes import run_telling
+from targets._processes import limited, run_telling
 
 SERVER = "targets._warm_server"
 JOB = "warm.json"
@@ -108,15 +108,7 @@ class WarmProcess:
 
 
 def _run(server: _Server, job: Path, seconds: float, tell: Callable[[str], None]) -> int:
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        _end(server)
-
-    watch = threading.Timer(seconds, end)
-    watch.start()
-    try:
+    with limited(seconds, lambda: _end(server), str(job)):
         reader, writer = os.pipe()
         with os.fdopen(reader, encoding="utf-8", errors="replace") as lines:
             try:
@@ -127,10 +119,6 @@ def _run(server: _Server, job: Path, seconds: float, tell: Callable[[str], None]
             for line in lines:
                 tell(line.strip())
         answer = server.asking.recv(64)
-    finally:
-        watch.cancel()
-    if late.is_set():
-        raise TimeoutError(f"{job} took longer than {seconds} s")
     # No answer comes where importing ended the process itself.
     return int(answer) if answer else server.process.wait()
 
