@@ -14,12 +14,19 @@ MASK_ROUNDING = 1e-6
 """What adding to a mask changes of it in float32, as a share."""
 
 
+def _threshold(values: NDArray[Any]) -> float:
+    """Half precision cannot hold `MASK`: its own largest value masks there."""
+    import numpy as np
+
+    return min(MASK, float(np.finfo(values.dtype).max)) if values.dtype.kind == "f" else MASK
+
+
 def unmasked(values: NDArray[Any]) -> NDArray[Any]:
     """The finite values that mask nothing; all finite ones where there are no others."""
     import numpy as np
 
     finite: NDArray[Any] = values[np.isfinite(values)]
-    real: NDArray[Any] = finite[np.abs(finite) < MASK]
+    real: NDArray[Any] = finite[np.abs(finite) < _threshold(finite)]
     return real if real.size else finite
 
 
@@ -39,4 +46,5 @@ def rounding_of(values: NDArray[Any]) -> float:
     import numpy as np
 
     finite = np.abs(values[np.isfinite(values)])
-    return MASK_ROUNDING if bool((finite >= MASK).any()) and bool((finite < MASK).any()) else 0.0
+    masks = finite >= _threshold(finite)
+    return MASK_ROUNDING if 0 < np.count_nonzero(masks) < masks.size else 0.0

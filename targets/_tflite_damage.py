@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,10 @@ class _Cut:
 
 def _interpreter(content: bytes, *, preserve: bool = False) -> Any:
     library = importlib.import_module("ai_edge_litert.interpreter")
-    made = library.Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=preserve)
+    with warnings.catch_warnings():
+        # Keeping every tensor is for debugging, says the runtime, and this is.
+        warnings.simplefilter("ignore", UserWarning)
+        made = library.Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=preserve)
     made.allocate_tensors()
     return made
 

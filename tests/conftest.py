@@ -47,10 +47,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByModule(config, log)
 
 
+def worker_of(config: pytest.Config) -> str | None:
+    """Which of several processes this is; not asked of the environment, which a pytest run by a test inherits."""
+    given: dict[str, str] = getattr(config, "workerinput", {})
+    return given.get("workerid")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two processes that share a module would both build what its tests share, and nothing else would tell."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    worker = worker_of(request.config)
     if worker is not None:
         note = tmp_path_factory.getbasetemp().parent / f"{request.path.parent.name}-{request.path.stem}"
         first = note.read_text() if note.exists() else worker
@@ -89,10 +95,10 @@ def operators_parsed_once() -> None:
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store for what takes long to make and is the same for all: environments and userlands, with all processes."""
     top = tmp_path_factory.getbasetemp()
-    return Store((top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "kept")
+    return Store((top if worker_of(pytestconfig) is None else top.parent) / "kept")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def int8_tolerance(model: Path, expected: Mapping[str, NDArray[np.generic]]) -> 
             continue
         quantum = scales.get(name)
         real = unmasked(values)
-        spread = float(real.max() - real.min()) if real.size else 0.0
+        spread = float(real.max()) - float(real.min()) if real.size else 0.0
         step = quantum if quantum is not None else max(spread, 1e-6) / 255
         tolerances[name] = Tolerance(atol=STEPS * step, rtol=rounding_of(values), quantum=quantum)
     return tolerances

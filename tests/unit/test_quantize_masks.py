@@ -112,3 +112,14 @@ def test_a_finite_mask_is_no_scale_for_what_it_leaves(tmp_path):
     for found in (float_tolerance({"y": masked})["y"], int8_tolerance(model, {"y": masked})["y"]):
         assert found.atol < 0.01
         assert 64 < found.rtol * 1e9 < 1e5, "a mask plus a score, rounded to float32"
+
+
+def test_halves_have_a_largest_value_that_masks_and_are_judged_by_the_others(tmp_path):
+    masked = np.array([[0.5, -65504.0, -0.25]], np.float16)
+    wide = np.array([[-60000.0, 60000.0]], np.float16)
+    model = masked_attention(tmp_path, -1e9)
+    for tolerances in (float_tolerance, lambda expected: int8_tolerance(model, expected)):
+        assert tolerances({"y": masked})["y"].atol < 0.01
+        assert tolerances({"y": masked})["y"].rtol > 0
+        assert np.isfinite(tolerances({"y": wide})["y"].atol)
+        assert tolerances({"y": wide})["y"].rtol == 0
