@@ -28,6 +28,7 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 AS_MATMUL = "_MatMul"
 """What onnxruntime adds to the name of a Gemm when it makes a MatMul of it, before it looks what to leave alone."""
 NOT_ASKED = "its operator is not among those to quantize"
+STACKED = "its weights are no matrix, of which onnxruntime has no dynamic form with one scale a channel"
 
 
 def suits_dynamic(model: Path, ops: Collection[str] = ()) -> bool:
@@ -75,7 +76,9 @@ def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Cover
         graph = onnx.load(prepared, load_external_data=False).graph
         check_names(graph, scheme, ())
         ops = _asked_ops(scheme)
+        stacked = _stacked(graph) if scheme.per_channel else set()
         left = {node.name for node in graph.node if node.name in scheme.exclude or not _asked(node.op_type, scheme)}
+        left |= stacked
         turned = {f"{node.name}{AS_MATMUL}" for node in graph.node if node.op_type == "Gemm" and node.name in left}
         try:
             quantization.quantize_dynamic(
@@ -96,7 +99,7 @@ def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Cover
                 why=shorten(f"{type(error).__name__}: {error}"),
                 hint="`--set quantize.try_dynamic=false` leaves this variant out",
             ) from error
-        return _coverage(graph, output, scheme)
+        return _coverage(graph, output, scheme, stacked)
 
 
 def _asked_ops(scheme: QuantScheme) -> list[str]:
@@ -116,7 +119,17 @@ def _asked(op: str, scheme: QuantScheme) -> bool:
     return not scheme.ops or op in scheme.ops
 
 
-def _coverage(graph: onnx.GraphProto, output: Path, scheme: QuantScheme) -> Coverage:
+def _stacked(graph: onnx.GraphProto) -> set[str]:
+    """Names of products of weights that are one row or several matrices.
+
+    With one scale a channel, onnxruntime's quantizer makes files of them that cannot be run.
+    """
+    flat = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    constant = {tensor.name for tensor in graph.initializer}
+    return {node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constant - flat}
+
+
+def _coverage(graph: onnx.GraphProto, output: Path, scheme: QuantScheme, stacked: Collection[str]) -> Coverage:
     import onnx
 
     constant = {tensor.name for tensor in graph.initializer}
@@ -133,6 +146,7 @@ def _coverage(graph: onnx.GraphProto, output: Path, scheme: QuantScheme) -> Cove
             quantized[node.op_type] += 1
             continue
         reason = "none of its inputs is constant" if computed else "onnxruntime has no fast dynamic form of it"
+        reason = STACKED if node.name in stacked else reason
         reason = reason if _asked(node.op_type, scheme) else NOT_ASKED
         reason = EXCLUDED if node.name in scheme.exclude else reason
         skipped.append(Skipped(node=node.name, op=node.op_type, reason=reason))

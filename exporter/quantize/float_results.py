@@ -7,6 +7,7 @@ floats, MatMulIntegerToFloat and QGemm in onnxruntime. Those for convolutions ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,6 +88,7 @@ class _Pairs:
         self._ends = {value.name for value in graph.output}
         # Kernels that write floats take scales in float alone.
         self._scales = {tensor.name for tensor in graph.initializer if tensor.data_type == tensor.FLOAT}
+        self._sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
     def idle(self) -> list[_Pair]:
         """Pairs behind products that bring nothing."""
@@ -107,8 +109,21 @@ class _Pairs:
         alike = all(one.op_type == DEQUANTIZE and one.input[1:] == quantize.input[1:] for one in back)
         # Two outputs of the model cannot be one tensor.
         single = sum(one.output[0] in self._ends for one in back) <= 1
-        known = quantize.input[1] in self._scales
-        return _Pair(product=node, quantize=quantize, back=back) if back and alike and single and known else None
+        fit = quantize.input[1] in self._scales and self._plain(node)
+        return _Pair(product=node, quantize=quantize, back=back) if back and alike and single and fit else None
+
+    def _plain(self, node: onnx.NodeProto) -> bool:
+        """Whether several scales, where an input has them, belong to the columns of a matrix on the right.
+
+        onnxruntime fuses products of stacked matrices with several scales as well, and then refuses to run them.
+        """
+        for place, name in enumerate(node.input[:2]):
+            back = self._producer[name]
+            if math.prod(self._sizes.get(back.input[1], ())) > 1:
+                integers = self._sizes.get(back.input[0])
+                if place == 0 or integers is None or len(integers) != 2:
+                    return False
+        return True
 
     def _int8(self, node: onnx.NodeProto) -> bool:
         """Whether a node that reads a result computes in int8, or hands it on as such."""

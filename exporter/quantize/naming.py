@@ -111,15 +111,16 @@ def rename_clashing(model: onnx.ModelProto) -> dict[str, str]:
 def read_apart(model: onnx.ModelProto) -> None:
     """Lets nodes read a copy of what the quantizer would round or rename for others too.
 
-    That is an input that the model hands out as it is, which would come to be made of itself, and what a graph inside
-    of a node reads in front of a clipping, of which only the result is left.
+    That is an input that the model hands out as it is, which would come to be made of itself, and what the model
+    hands out, or a graph inside of a node reads, in front of a clipping: it would get the range of what is clipped.
     """
     graph = model.graph
     taken = set(_names(graph))
-    for name in sorted({value.name for value in graph.input} & {value.name for value in graph.output}):
-        taken.add(_read_apart(graph, name, taken))
     clipped = {node.input[0] for node in graph.node if node.op_type in ("Relu", "Clip")}
     made = {name for node in graph.node for name in node.output}
+    ends = {value.name for value in graph.output}
+    for name in sorted(ends & ({value.name for value in graph.input} | (clipped & made))):
+        taken.add(_read_apart(graph, name, taken))
     for name in sorted(clipped & made & read_inside(graph)):
         copy = free_name(f"{name}_", taken)
         taken.add(copy)

@@ -92,6 +92,26 @@ def test_products_of_computed_values_stay_float_and_that_is_said(tmp_path):
     }
 
 
+@pytest.mark.parametrize("shape", [(3, WIDTH, WIDTH), (WIDTH,)], ids=["several matrices", "a row"])
+def test_weights_that_are_no_matrix_stay_float_and_that_is_said(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "M"], ["m"], name="matrix"),
+        helper.make_node("MatMul", ["m", "S"], ["y"], name="stacked"),
+    ]
+    path, output = (
+        saved(tmp_path, net(nodes, {"M": weight(0, WIDTH, WIDTH), "S": weight(1, *shape)})),
+        tmp_path / "int8.onnx",
+    )
+    coverage = quantize_dynamic(path, output, scheme=SCHEME)
+    assert coverage.quantized_ops == {"MatMul": 1}
+    ((node, reason),) = ((one.node, one.reason) for one in coverage.skipped)
+    assert node == "stacked"
+    assert reason.startswith("its weights are no matrix")
+    x = np.random.default_rng(0).normal(size=(3, 12, WIDTH)).astype(np.float32)
+    wanted, got = (onnx_session(file)({"x": x})["y"] for file in (path, output))
+    assert 10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()) > 25
+
+
 def test_nodes_named_stay_float(tmp_path):
     path = saved(tmp_path, attention())
     coverage = quantize_dynamic(path, tmp_path / "int8.onnx", scheme=QuantScheme(dynamic=True, exclude=("out",)))

@@ -181,6 +181,39 @@ def test_an_input_that_is_an_output_too_is_handed_out_as_it_is(tmp_path: Path) -
     assert coverage.quantized_ops["Gemm"] == 1
 
 
+def test_an_output_in_front_of_a_clipping_keeps_what_the_clipping_takes_off(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "v"], ["y"], name="second"),
+    ]
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(2, WIDTH, WIDTH)}
+    decibel, coverage = compared(tmp_path, net(nodes, weights, outputs=("y", "a")))
+    assert decibel > 28
+    assert coverage.quantized_ops == {"Gemm": 2, "Relu": 1}
+
+
+@pytest.mark.parametrize("shape", [(1, WIDTH, 8), (6, WIDTH, 8)])
+@pytest.mark.parametrize("weights", ["int8", "uint8"])
+def test_stacked_matrices_on_the_right_have_kernels_that_run(
+    tmp_path: Path, shape: tuple[int, ...], weights: Any
+) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    model = net(nodes, {"w": values(1, *shape)}, batch=shape[0], sample=(4, WIDTH))
+    scheme = QuantScheme(weights=weights, reduce_range=weights == "int8")
+    decibel, coverage = compared(tmp_path, model, scheme)
+    assert decibel > 28
+    assert coverage.quantized_ops == {"MatMul": 1}
+
+
+def test_stacked_matrices_on_the_left_have_kernels_that_run(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["w", "x"], ["y"], name="product")]
+    model = net(nodes, {"w": values(1, 3, 8, 4)}, batch=3, sample=(4, WIDTH))
+    decibel, coverage = compared(tmp_path, model, QuantScheme(weights="uint8"))
+    assert decibel > 28
+    assert coverage.quantized_ops == {"MatMul": 1}
+
+
 def test_a_graph_inside_of_a_node_reads_what_a_clipping_reads(tmp_path: Path) -> None:
     def branch(op: str) -> Any:
         node = helper.make_node(op, ["a"], [f"{op}_y"], name=op)
