@@ -51,12 +51,14 @@ class SchemeNeed(Value, frozen=True, kw_only=True):
         changes: fields of QuantScheme that this file needs otherwise than the plan says.
         requires: CPU features that it is made for; `a|b` is met by either.
         specialises: the variant that it replaces on CPUs with those features.
+        offered: made for transformers alone, and left out where it fails the gate: nobody asked for it.
     """
 
     name: str = "int8"
     changes: dict[str, str | bool] = {}
     requires: tuple[str, ...] = ()
     specialises: str | None = None
+    offered: bool = False
 
 
 class PixelInput(Value, frozen=True, kw_only=True):

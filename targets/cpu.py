@@ -33,6 +33,12 @@ INT8 = {
         specialises="int8",
     ),
     "u8u8": SchemeNeed(name="int8-u8u8", changes={"weights": "uint8", "reduce_range": False}),
+    # Of the suffix: OpenVINO alone runs it, whose matrix products are faster without zero points. onnxruntime has
+    # slow kernels for signed activations on x86.
+    "symmetric": SchemeNeed(
+        name=f"int8-symmetric{SUFFIX}",
+        changes={"weights": "int8", "activations": "int8", "symmetric_activations": True},
+    ),
 }
 
 
@@ -43,13 +49,15 @@ class CpuOptions(TargetOptions, frozen=True, kw_only=True):
         min_runtime: oldest onnxruntime that the bundle must run on; decides opset and IR version.
         int8: the int8 files to make: `any` for every CPU; `vnni` with 8-bit weights for CPUs that sum products
             of bytes in 32 bits, which the runner picks there; `u8u8` with unsigned weights, exact everywhere too,
-            often slower than `any` and more accurate.
+            often slower than `any` and more accurate; `symmetric` with signed activations around zero, for OpenVINO
+            alone. By default `any`, and of transformers `symmetric` too where OpenVINO is among the runtimes and the
+            file passes the gate.
         runtimes: runtimes to run the files on; with `openvino` each file but a dynamic one becomes a second variant,
             which is tested, judged and measured there.
     """
 
     min_runtime: str = "1.19"
-    int8: Annotated[tuple[Literal["any", "vnni", "u8u8"], ...], msgspec.Meta(min_length=1)] = ("any",)
+    int8: Annotated[tuple[Literal["any", "vnni", "u8u8", "symmetric"], ...], msgspec.Meta(min_length=1)] | None = None
     runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
 
 
@@ -88,14 +96,21 @@ class CpuTarget:
                 hint="pip install 'edge-exporter[openvino]'",
             )
         opset, ir_version = opset_for_runtime(minimum)
-        int8 = tuple(INT8[kind] for kind in dict.fromkeys(cast(CpuOptions, options).int8))
-        return Need(opset=opset, ir_version=ir_version, runtime=f"onnxruntime {minimum}", int8=int8, dynamic=True)
+        return Need(
+            opset=opset,
+            ir_version=ir_version,
+            runtime=f"onnxruntime {minimum}",
+            int8=_int8_files(chosen),
+            dynamic=True,
+        )
 
     def convert(self, request: ConvertRequest, options: TargetOptions, folder: Path) -> tuple[VariantFile, ...]:
         """Copies the ONNX files: onnxruntime runs them as they are."""
-        variants = _onnxruntime.copied(request, folder)
+        variants = [_by_name(variant) for variant in _onnxruntime.copied(request, folder)]
         if OPENVINO in cast(CpuOptions, options).runtimes:
-            variants += [_on_openvino(variant, folder) for variant in variants if not _is_dynamic(variant)]
+            variants += [
+                _on_openvino(one, folder) for one in variants if one.runtime != OPENVINO and not _is_dynamic(one)
+            ]
         return tuple(variants)
 
     def payload(self, options: TargetOptions) -> Payload:
@@ -117,6 +132,25 @@ class CpuTarget:
         if variant.scheme is None:
             return _onnxruntime.float_tolerance(expected)
         return int8_tolerance(model, expected)
+
+
+def _int8_files(options: CpuOptions) -> tuple[SchemeNeed, ...]:
+    """What the plan asks for, or what suits the runtimes."""
+    fast = OPENVINO in options.runtimes
+    if options.int8 is None:
+        return (INT8["any"], msgspec.structs.replace(INT8["symmetric"], offered=True)) if fast else (INT8["any"],)
+    if "symmetric" in options.int8 and not fast:
+        raise InputError(
+            "`symmetric` makes an int8 file for OpenVINO, which is not among the runtimes",
+            where="targets.cpu.int8",
+            hint='write `runtimes = ["onnxruntime", "openvino"]`, or leave `symmetric` out',
+        )
+    return tuple(INT8[kind] for kind in dict.fromkeys(options.int8))
+
+
+def _by_name(variant: VariantFile) -> VariantFile:
+    """A file that is made for OpenVINO alone is a variant for that."""
+    return msgspec.structs.replace(variant, runtime=OPENVINO) if variant.name.endswith(SUFFIX) else variant
 
 
 def _is_dynamic(variant: VariantFile) -> bool:

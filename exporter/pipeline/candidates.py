@@ -77,17 +77,18 @@ class Candidates:
         settled = []
         for model in models:
             fidelity = made.fidelity(model.file.name)
+            offer = model.wanted.offered or (model.file.scheme.dynamic and not self._plan.quantize.dynamic)
             if fidelity is None:
                 settled.append(model)
+            elif offer and fidelity.gate.failures:
+                why = "; ".join(fidelity.gate.failures)
+                self._job.steps.emit(Note(text=f"{model.file.name} is left out: {why}"))
             elif not model.file.scheme.dynamic:
                 judged = Judged(model=model, fidelity=fidelity)
                 judged = mending.repaired(judged) if fidelity.gate.failures else judged
                 settled.append(mending.hastened(judged).model)
-            elif not fidelity.gate.failures or self._plan.quantize.dynamic:
+            else:
                 settled.append(model)
-            else:  # It was an offer of ours, not the user's wish.
-                why = "; ".join(fidelity.gate.failures)
-                self._job.steps.emit(Note(text=f"{model.file.name} is left out: {why}"))
         for model in settled:
             self._remark(model)
         return made if settled == models else self._judge(settled, None)
@@ -106,17 +107,16 @@ class Candidates:
             return []
         if quantize.dynamic:
             return [dynamic_model(self._job, self._float_model, quantize.scheme)]
+        from exporter.quantize import is_transformer, suits_dynamic
+
+        path, ops = self._float_model.path, quantize.ops
         static = [
             int8_model(self._job, self._inputs, self._float_model, wanted, quantize.scheme, self._samples)
             for wanted in need.int8
+            if not wanted.offered or is_transformer(path, ops)
         ]
-        offered = need.dynamic and quantize.try_dynamic and self._suits_dynamic()
+        offered = need.dynamic and quantize.try_dynamic and suits_dynamic(path, ops)
         return static + ([dynamic_model(self._job, self._float_model, quantize.scheme)] if offered else [])
-
-    def _suits_dynamic(self) -> bool:
-        from exporter.quantize import suits_dynamic
-
-        return suits_dynamic(self._float_model.path, self._plan.quantize.ops)
 
     def quantized(self, model: Int8Model, scheme: QuantScheme) -> Int8Model:
         """See `Maker`."""

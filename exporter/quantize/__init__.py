@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exporter.quantize.correcting import correct_biases
     from exporter.quantize.damage import node_damage
-    from exporter.quantize.dynamic import quantize_dynamic, suits_dynamic
+    from exporter.quantize.dynamic import is_transformer, quantize_dynamic, suits_dynamic
     from exporter.quantize.energies import channel_decibels, decibels
     from exporter.quantize.equalize import paired_layers, uneven_pairs
     from exporter.quantize.lints import lint
@@ -26,6 +26,7 @@ __all__ = [
     "correct_biases",
     "decibels",
     "int8_tolerance",
+    "is_transformer",
     "lint",
     "node_damage",
     "paired_layers",
@@ -44,6 +45,7 @@ _HOMES = {
     "correct_biases": "correcting",
     "decibels": "energies",
     "int8_tolerance": "tolerance",
+    "is_transformer": "dynamic",
     "lint": "lints",
     "node_damage": "damage",
     "paired_layers": "equalize",

@@ -38,18 +38,35 @@ def suits_dynamic(model: Path, ops: Collection[str] = ()) -> bool:
         model: the float file.
         ops: operators to quantize, where not all that can be are.
     """
-    import onnx
+    graph = _graph(model)
+    return _is_transformer(graph, ops) or any(node.op_type == "LSTM" for node in _nodes(graph, ops))
 
-    graph = onnx.load(model, load_external_data=False).graph
+
+def is_transformer(model: Path, ops: Collection[str] = ()) -> bool:
+    """Whether a float ONNX file multiplies activations by each other, and by weights; see `suits_dynamic`."""
+    return _is_transformer(_graph(model), ops)
+
+
+def _is_transformer(graph: onnx.GraphProto, ops: Collection[str]) -> bool:
     constant = {tensor.name for tensor in graph.initializer}
     attention = any(
         node.op_type in ("Attention", "MultiHeadAttention")
         or (node.op_type == "MatMul" and constant.isdisjoint(node.input))
         for node in graph.node
     )
-    asked = [node for node in graph.node if not ops or node.op_type in ops]
-    products = any(node.op_type in PRODUCTS and not constant.isdisjoint(node.input) for node in asked)
-    return (attention and products) or any(node.op_type == "LSTM" for node in asked)
+    return attention and any(
+        node.op_type in PRODUCTS and not constant.isdisjoint(node.input) for node in _nodes(graph, ops)
+    )
+
+
+def _nodes(graph: onnx.GraphProto, ops: Collection[str]) -> list[onnx.NodeProto]:
+    return [node for node in graph.node if not ops or node.op_type in ops]
+
+
+def _graph(model: Path) -> onnx.GraphProto:
+    import onnx
+
+    return onnx.load(model, load_external_data=False).graph
 
 
 def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Coverage:
