@@ -14,6 +14,8 @@ from exporter.errors import InputError, UsageError, closest
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 GATES = ("accuracy", "sqnr", "size", "memory", *PERCENTILES)
 GATE = re.compile(r"(?P<name>[^=]*)=(?P<number>[+-]?\d+(?:\.\d+)?)(?P<percent>%?)")
+ROUNDING_DB = 100.0
+"""SQNR above which outputs differ by the rounding of float32 alone, which other kernels change at will."""
 EXAMPLES = "--gate accuracy=-0.5% --gate p50=+5% --gate size=+0%"
 
 
@@ -43,11 +45,15 @@ class GateOutcome(Value, frozen=True, kw_only=True):
 
 
 class Pair(Value, frozen=True, kw_only=True):
-    """One quantity on both sides; None where a side does not have it, and `why` says so."""
+    """One quantity on both sides; None where a side does not have it, and `why` says so.
+
+    `exact` are sides without a value because their outputs are equal bit for bit, so that it has no end.
+    """
 
     a: float | None
     b: float | None
     why: str = ""
+    exact: tuple[bool, bool] = (False, False)
 
     @property
     def change(self) -> float | None:
@@ -228,20 +234,30 @@ def _judge_latency(gate: Gate, pair: ComparedVariants, compared: Compared) -> tu
 
 def _judge_value(gate: Gate, pair: ComparedVariants) -> tuple[bool, str]:
     values: Pair = getattr(pair, gate.name)
-    if values.a is None or values.b is None:
+    a, b = values.a, values.b
+    if gate.name == "sqnr":
+        a, b = (_rounded(value, exact=exact) for value, exact in zip((a, b), values.exact, strict=True))
+    if a is None or b is None:
         raise InputError(
             f"{gate.name} of {pair.label} cannot be gated: {values.why or 'it is not known'}",
             where=f"--gate {gate.text}",
             hint="leave the gate out, or bring what is missing",
         )
-    change = values.b - values.a
+    change = b - a
     if gate.relative:
-        if values.a == 0:
-            return values.b == 0, f"{values.a:g} -> {values.b:g}"
-        change /= abs(values.a)
+        if a == 0:
+            return b == 0, f"{a:g} -> {b:g}"
+        change /= abs(a)
     higher_is_better = gate.name in ("accuracy", "sqnr")
     rounding = 1e-9
     passed = change >= gate.limit - rounding if higher_is_better else change <= gate.limit + rounding
     shown = f"{change:+.2%}" if gate.relative else f"{change:+.4g}"
     bound = f"{gate.limit:+.2%}" if gate.relative else f"{gate.limit:+.4g}"
-    return passed, f"{shown}, at {'least' if higher_is_better else 'most'} {bound}"
+    told = f"{shown}, at {'least' if higher_is_better else 'most'} {bound}"
+    return passed, told if (a, b) == (values.a, values.b) else f"{told}; above {ROUNDING_DB:g} dB all counts as equal"
+
+
+def _rounded(decibels: float | None, *, exact: bool) -> float | None:
+    if exact:
+        return ROUNDING_DB
+    return None if decibels is None else min(decibels, ROUNDING_DB)

@@ -104,7 +104,8 @@ def _title(pair: ComparedVariants) -> str:
 
 
 def _cells(pair: Pair, shown: Callable[[float], str], *, relative: bool) -> tuple[str, str, str]:
-    cells = ["-" if value is None else shown(value) for value in (pair.a, pair.b)]
+    values = zip((pair.a, pair.b), pair.exact, strict=True)
+    cells = ["exact" if exact else "-" if value is None else shown(value) for value, exact in values]
     if pair.a is None or pair.b is None:
         return cells[0], cells[1], "-"
     change = pair.change

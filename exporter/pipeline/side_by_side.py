@@ -185,11 +185,20 @@ def _variants(
 
 def _sqnr_pair(a: Side, b: Side, names: tuple[str, str]) -> Pair:
     worst: list[float | None] = []
+    broken = []
     for side, name in ((a, names[0]), (b, names[1])):
         variant = side.variant(name)
-        values = [one.sqnr_db for one in variant.fidelity.outputs if one.sqnr_db is not None] if variant else []
-        worst.append(min(values, default=None))
-    return Pair(a=worst[0], b=worst[1], why="outputs are equal bit for bit on one side" if None in worst else "")
+        assert variant is not None, "both sides have the variants of a pair"
+        outputs = variant.fidelity.outputs
+        worst.append(min((one.sqnr_db for one in outputs if one.sqnr_db is not None), default=None))
+        broken.append(any(one.broken for one in outputs))
+    left, right = worst
+    return Pair(
+        a=left,
+        b=right,
+        exact=(left is None and not broken[0], right is None and not broken[1]),
+        why="outputs are not finite where the model's are" if any(broken) else "",
+    )
 
 
 def _ops(a: Path, b: Path) -> OpCounts | None:

@@ -146,6 +146,15 @@ def test_gates_look_at_the_change_in_their_own_direction() -> None:
     assert not passed("sqnr=-3", sqnr=Pair(a=30.0, b=26.0))
 
 
+def test_float_outputs_that_differ_by_rounding_alone_are_as_good_as_equal_ones() -> None:
+    assert passed("sqnr=-1", sqnr=Pair(a=144.0, b=110.0))
+    assert passed("sqnr=-1", sqnr=Pair(a=None, b=128.0, exact=(True, False)))
+    assert passed("sqnr=-1", sqnr=Pair(a=30.0, b=None, exact=(False, True)))
+    assert not passed("sqnr=-1", sqnr=Pair(a=None, b=30.0, exact=(True, False)))
+    with pytest.raises(InputError, match="cannot be gated: outputs are not finite"):
+        passed("sqnr=-1", sqnr=Pair(a=30.0, b=None, why="outputs are not finite where the model's are"))
+
+
 def test_a_latency_gate_holds_no_chance_against_anyone_but_asks_for_gains_to_be_there() -> None:
     assert passed("p50=+5%", latency=latency(1.04, 1.03, 1.05))
     assert not passed("p50=+5%", latency=latency(1.06, 1.03, 1.09))
