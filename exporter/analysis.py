@@ -16,8 +16,11 @@ class AnalysedNode(Value, frozen=True, kw_only=True):
         node: its name.
         op: its operator.
         module: dotted path of the torch module that it came from, where the file keeps it.
-        bits: width of its result's integers; None for a node in float.
+        bits: width of its result's integers; None for a result in float.
+        weight_bits: width of its weights' integers, in files of targets that tell it.
         range: lowest and highest value that its quantized result holds.
+        scale: what one step of its result's integers stands for, in files of targets that tell it.
+        zero_point: the integer that stands for zero, likewise.
         sqnr_db: SQNR of its own quantization, on the float model's activations; None in float, or without noise.
         channel_db: mean of its channels' SQNR.
         accumulated_db: SQNR of its result in the whole int8 model.
@@ -32,7 +35,10 @@ class AnalysedNode(Value, frozen=True, kw_only=True):
     op: str
     module: str | None = None
     bits: int | None = None
+    weight_bits: int | None = None
     range: tuple[float, float] | None = None
+    scale: float | None = None
+    zero_point: int | None = None
     sqnr_db: float | None = None
     channel_db: float | None = None
     accumulated_db: float | None = None
@@ -50,27 +56,29 @@ class Analysis(Value, frozen=True, kw_only=True):
         source: the plan or bundle.
         target: what it was made for.
         variant: its name there.
-        scheme: how it was quantized.
+        precision: of weights and activations.
+        scheme: how it was quantized, where a scheme says it.
         data: where the inputs came from.
         samples: how many of them noise was measured on.
         nodes: the worst first, then those in float, by their time.
         added: time in what onnxruntime added between nodes, by operator; empty without latency.
         runtime: that ran for latency, with version and threads; None where it was not measured, and `why` says why.
         why: latency was not measured.
-        lints: findings.
+        lints: findings; None where nothing was looked for.
     """
 
     source: str
     target: str
     variant: str
-    scheme: QuantScheme
+    precision: str
+    scheme: QuantScheme | None
     data: DataSource
     samples: int
     nodes: tuple[AnalysedNode, ...]
     added: dict[str, float]
     runtime: str | None
     why: str | None
-    lints: tuple[Lint, ...]
+    lints: tuple[Lint, ...] | None
 
 
 class Places(Value, frozen=True, kw_only=True):

@@ -148,7 +148,7 @@ def analyze(
     *, source: str, targets: Sequence[str], variant: str | None, sets: Sequence[str], rows: int, **common: Any
 ) -> None:
     """`edge-exporter analyze`."""
-    from exporter.pipeline.analyzing import analyze_bundle, analyze_plan, analyzed_targets
+    from exporter.pipeline.analyzing import analyze_bundle, analyze_plan
     from exporter.plan import read_plan
     from exporter.registry import load_target
     from exporter.show_analysis import show_analysis
@@ -157,7 +157,7 @@ def analyze(
         if not source.endswith(".toml"):
             if sets or targets:
                 raise UsageError("--set and --target change a plan; a bundle is looked at as it is")
-            found = [analyze_bundle(Path(source), variant, steps)]
+            found = [analyze_bundle(Path(source), variant, steps, load_target)]
         else:
             plan = read_plan(Path(source), load_target=load_target, sets=sets, only=targets)
             if plan.variants:
@@ -165,8 +165,7 @@ def analyze(
                     f"{source} has variants ({', '.join(one.label for one in plan.variants)})",
                     hint="build it, and analyze the bundle of one of them",
                 )
-            chosen = analyzed_targets(plan, load_target, steps)
-            found = [analyze_plan(plan, load_target(one.name), one, variant, source, steps) for one in chosen]
+            found = analyze_plan(plan, load_target, variant, source, steps)
         for analysis in found:
             show_analysis(console, analysis, rows)
         console.document({"schema": 1, "analyses": found})

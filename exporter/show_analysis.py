@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from exporter.analysis import AnalysedNode, Analysis
+from exporter.artifacts import Lint
 from exporter.console import Console
 from exporter.tables import NONE
 
-COLUMNS = ("node", "module", "op", "bits", "range", "SQNR dB", "channels dB", "so far dB", "noise from", "time")
+TIME = "time"
+COLUMNS = (
+    "node", "module", "op", "weights", "bits", "range", "SQNR dB", "channels dB", "so far dB", "noise from", TIME
+)  # fmt: skip
+NEVER_LEFT_OUT = ("node", "op", "bits", "range", "SQNR dB", TIME)
+NOT_MEASURED = "not measured"
 WIDEST = 28
 """Characters of a name; longer ones keep their ends, where they differ."""
 LINTS_SHOWN = 3
@@ -20,23 +26,36 @@ def show_analysis(console: Console, analysis: Analysis, rows: int) -> None:
         analysis: what to show.
         rows: nodes to show; 0 for all.
     """
-    shown = analysis.nodes[: rows or None]
+    shown = [_row(node, timed=analysis.runtime is not None) for node in analysis.nodes]
+    # Not every kind of file tells everything.
+    kept = [
+        place
+        for place, name in enumerate(COLUMNS)
+        if name in NEVER_LEFT_OUT or any(row[place] != NONE for row in shown)
+    ]
+    how = analysis.scheme.label if analysis.scheme is not None else analysis.precision
     console.table(
-        COLUMNS,
-        [_row(node) for node in shown],
-        title=f"{analysis.source}, {analysis.variant} for {analysis.target} ({analysis.scheme.label}): noise on "
+        [COLUMNS[place] for place in kept],
+        [[row[place] for place in kept] for row in shown[: rows or None]],
+        title=f"{analysis.source}, {analysis.variant} for {analysis.target} ({how}): noise on "
         f"{analysis.samples} {_samples(analysis)}, worst first",
     )
-    if left := len(analysis.nodes) - len(shown):
+    if rows and (left := len(shown) - rows) > 0:
         console.result(f"{left} more nodes: `--rows 0` or --json shows them all")
     if analysis.runtime is not None:
         added = ", ".join(f"{share:.1%} {op}" for op, share in analysis.added.items())
         console.result(f"time: {analysis.runtime}, under its profiler; between nodes: {added or 'nothing'}")
     else:
-        console.result(f"time: not measured, {analysis.why}")
+        console.result(f"time: {NOT_MEASURED}, {analysis.why}")
+    if analysis.lints is not None:
+        _show_lints(console, analysis.lints)
+
+
+def _show_lints(console: Console, lints: tuple[Lint, ...]) -> None:
+    """The first findings of each kind."""
     console.result("")
     counts: dict[str, int] = {}
-    for lint in analysis.lints:
+    for lint in lints:
         counts[lint.kind] = counts.get(lint.kind, 0) + 1
         if counts[lint.kind] <= LINTS_SHOWN:
             console.result(f"{lint.kind}: {lint.subject}: {lint.text}; {lint.action}")
@@ -52,7 +71,7 @@ def _samples(analysis: Analysis) -> str:
     return analysis.data if analysis.data.startswith("samples") else f"{analysis.data} samples"
 
 
-def _row(node: AnalysedNode) -> tuple[str, ...]:
+def _row(node: AnalysedNode, *, timed: bool) -> tuple[str, ...]:
     causes = node.causes
     parts = {} if causes is None else {"in": causes.inputs, "weights": causes.weights, "range": causes.result}
     cause = max(parts, key=lambda name: parts[name], default=NONE)
@@ -60,20 +79,22 @@ def _row(node: AnalysedNode) -> tuple[str, ...]:
         _short(node.node),
         _short(node.module or NONE),
         node.op,
+        NONE if node.weight_bits is None else str(node.weight_bits),
         _bits(node),
         NONE if node.range is None else f"{node.range[0]:.3g} .. {node.range[1]:.3g}",
         _decibels(node.sqnr_db),
         _decibels(node.channel_db),
         _decibels(node.accumulated_db),
         cause if causes is None else f"{cause} {parts[cause]:.0%}",
-        NONE if node.share is None else f"{node.share:.1%}",
+        NOT_MEASURED if not timed else NONE if node.share is None else f"{node.share:.1%}",
     )
 
 
 def _bits(node: AnalysedNode) -> str:
     if node.bits is not None:
         return str(node.bits)
-    return "float" if node.reason else NONE  # Shapes and indices are neither.
+    # Shapes and indices are neither.
+    return "float" if node.reason or node.weight_bits is not None else NONE
 
 
 def _short(name: str) -> str:

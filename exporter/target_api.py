@@ -344,3 +344,53 @@ class Requantizing(Protocol):
             model: the file, which `convert` or `requantize` made.
             batches: inputs as the files take them.
         """
+
+
+class OperatorFacts(Value, frozen=True, kw_only=True):
+    """One operator of a quantized file.
+
+    Attributes:
+        node: its name in the file.
+        op: its type.
+        bits: width of its result's integers; None where that is in float.
+        weight_bits: width of the integers among what it takes from the file; None where there are none.
+        range: lowest and highest value that the result's integers stand for.
+        scale: what one step of them stands for.
+        zero_point: the integer that stands for zero.
+        damage: its own noise; None where it computes in float, or only moves values.
+        accumulated_db: SQNR of its results in the whole file; None where it is not told, or there is no noise.
+    """
+
+    node: str
+    op: str
+    bits: int | None = None
+    weight_bits: int | None = None
+    range: tuple[float, float] | None = None
+    scale: float | None = None
+    zero_point: int | None = None
+    damage: NodeDamage | None = None
+    accumulated_db: float | None = None
+
+
+@runtime_checkable
+class Analyzable(Protocol):
+    """A target that quantizes by itself, and tells of each operator of its files what `analyze` shows.
+
+    ONNX files that onnxruntime runs are looked at without it.
+    """
+
+    @property
+    def untimed(self) -> str:
+        """Why an operator's time is not told, and what tells it."""
+
+    def operators(self, float_model: Path, model: Path, batches: Iterable[Arrays]) -> tuple[OperatorFacts, ...]:
+        """Operators of a quantized file that compute real numbers, in the order in which they run.
+
+        Args:
+            float_model: the float file that the other was made from, of the same conversion or bundle.
+            model: a file that `convert` or `requantize` made, with a `coverage`.
+            batches: inputs as the files take them, in real numbers also where integers stand for these.
+
+        Raises:
+            MissingError: what reads or runs such files is not installed.
+        """

@@ -163,11 +163,9 @@ def coverage(model: Path, *, dynamic: bool, left: Mapping[str, str] | None = Non
     quantized: Counter[str] = Counter()
     skipped = []
     for operator in operators(model):
-        whole = is_integer(operator, dynamic=dynamic)
-        floats = any(kind in FLOATS for kind in (*operator.taken, *operator.results))
-        if operator.kind in EDGES or not (whole or floats):
-            continue  # A change of type, or arithmetic on shapes and indices.
-        if whole:
+        if not computes(operator, dynamic=dynamic):
+            continue
+        if is_integer(operator, dynamic=dynamic):
             quantized[operator.kind] += 1
         else:
             reason = reasons.get(operator.name) or reasons.get(operator.kind) or LEFT
@@ -178,6 +176,12 @@ def coverage(model: Path, *, dynamic: bool, left: Mapping[str, str] | None = Non
         skipped=tuple(skipped),
         quantized_ops=dict(quantized),
     )
+
+
+def computes(operator: Operator, *, dynamic: bool) -> bool:
+    """Whether an operator computes real numbers: it changes no types, and is no arithmetic on shapes and indices."""
+    floats = any(kind in FLOATS for kind in (*operator.taken, *operator.results))
+    return operator.kind not in EDGES and (floats or is_integer(operator, dynamic=dynamic))
 
 
 def is_integer(operator: Operator, *, dynamic: bool) -> bool:

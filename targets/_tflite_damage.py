@@ -8,9 +8,7 @@ before it left. The kernels are those that the file itself runs on.
 from __future__ import annotations
 
 import copy
-import importlib
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,8 @@ from exporter.artifacts import NodeDamage
 from exporter.errors import StageError
 from exporter.quantize import channel_decibels, decibels
 from targets import _tflite
+from targets._tflite_running import Reference, interpreter, paired, written
+from targets._tflite_values import BITS, is_constant, range_of, reals, rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
     Floats = NDArray[np.float64]
 
-BITS = {"INT8": 8, "INT16": 16}
-TYPES: Mapping[str, type[np.int8 | np.int16]] = {"INT8": np.int8, "INT16": np.int16}
 CONCATENATION = "CONCATENATION"
 WITH_GRAPHS = ("CALL", "CALL_ONCE", "IF", "WHILE")
 
@@ -46,21 +44,43 @@ def operator_damage(float_file: Path, quantized: Path, batches: Iterable[Arrays]
     Raises:
         StageError: no batch was given, or the operators of the two files are not the same.
     """
+    found = damage_by_place(float_file, quantized, batches).values()
+    return tuple(sorted(found, key=lambda damage: damage.score))
+
+
+def damage_by_place(
+    float_file: Path,
+    quantized: Path,
+    batches: Iterable[Arrays],
+    watch: Callable[[Reference, Arrays], None] = lambda reference, batch: None,
+) -> dict[int, NodeDamage]:
+    """The same by the operator's place in the quantized graph.
+
+    Args:
+        float_file: as for `operator_damage`.
+        quantized: likewise.
+        batches: likewise.
+        watch: is shown each batch, and the float file that has run on it.
+
+    Raises:
+        StageError: as `operator_damage`.
+    """
     floats, whole = _tflite.read_model(float_file), _tflite.read_model(quantized)
     measured = _measured(floats, whole, quantized.name)
     if not measured:
-        return ()
-    reference, cut = _Reference(float_file, floats), _Cut(whole, measured)
+        return {}
+    reference, cut = Reference(float_file, floats), _Cut(whole, measured)
     seen = 0
     for batch in batches:
         reference.run(batch)
         cut.run(reference)
         for one in measured:
             one.add(reference, cut)
+        watch(reference, batch)
         seen += 1
     if not seen:
         raise StageError("there were no data to measure quantization noise on", where=quantized.name)
-    return tuple(sorted((one.judged() for one in measured), key=lambda damage: damage.score))
+    return {one.place: one.judged() for one in measured}
 
 
 class _Measured:
@@ -75,7 +95,7 @@ class _Measured:
         self._sums: dict[tuple[int, int], list[Floats]] = {}
         self._total = np.zeros(2)
 
-    def add(self, reference: _Reference, cut: _Cut) -> None:
+    def add(self, reference: Reference, cut: _Cut) -> None:
         """Counts one batch."""
         for number, (ours, theirs) in enumerate(zip(self.ours.outputs, self.theirs.outputs, strict=True)):
             wanted = reference.value(theirs).astype(np.float64)
@@ -100,7 +120,7 @@ class _Measured:
             op=self.ours.kind,
             output=self.ours.name,
             bits=BITS[integers[0]],
-            range=_range(self.tensors[0]),
+            range=range_of(self.tensors[0]),
             sqnr_db=decibels(float(self._total[0]), float(self._total[1])),
             channel_db=min(channels, default=None),
             accumulated_db=None,
@@ -108,49 +128,16 @@ class _Measured:
 
 
 def _measured(floats: Any, whole: Any, name: str) -> list[_Measured]:
-    """Pairs integer operators with those of the float file: the quantizer adds conversions and changes no order."""
-    before = _tflite.graph_operators(floats, floats.subgraphs[0])
+    """Operators that compute in integers, and do more than move values."""
     graph = whole.subgraphs[0]
-    after = [
-        (place, one)
-        for place, one in enumerate(_tflite.graph_operators(whole, graph))
-        if one.kind not in _tflite.EDGES
-    ]
-    theirs = [one for one in before if one.kind not in _tflite.EDGES]
-    if [one.kind for _, one in after] != [one.kind for one in theirs]:
-        raise StageError(
-            "the quantized file has other operators than the float one",
-            where=name,
-            why="noise is measured operator by operator",
-            hint="`[quantize] budget = 0` builds without repairs",
-        )
     return [
         _Measured(graph, place, ours, own)
-        for (place, ours), own in zip(after, theirs, strict=True)
+        for place, ours, own in paired(floats, whole, name)
         if ours.kind not in _tflite.MOVERS
         and ours.kind not in WITH_GRAPHS
         and _tflite.is_integer(ours, dynamic=not any(kind in BITS for kind in ours.results))
         and not any(graph.tensors[index].isVariable for index in ours.inputs if index >= 0)
     ]
-
-
-class _Reference:
-    """The float file, all of whose tensors can be read after a run."""
-
-    def __init__(self, path: Path, model: Any) -> None:
-        self._inputs = {_tflite.text(one.name): int(one.tensorIndex) for one in model.signatureDefs[0].inputs}
-        self._interpreter = _interpreter(path.read_bytes(), preserve=True)
-
-    def run(self, batch: Arrays) -> None:
-        """One inference."""
-        for name, index in self._inputs.items():
-            self._interpreter.set_tensor(index, batch[name])
-        self._interpreter.invoke()
-
-    def value(self, index: int) -> NDArray[np.generic]:
-        """A tensor after the run, constant ones included."""
-        found: NDArray[np.generic] = self._interpreter.get_tensor(index)
-        return found
 
 
 class _Cut:
@@ -165,7 +152,7 @@ class _Cut:
             operator = graph.operators[one.place]
             inputs = []
             for ours, theirs in zip(one.ours.inputs, one.theirs.inputs, strict=True):
-                if ours < 0 or _is_constant(whole, graph.tensors[ours]):
+                if ours < 0 or is_constant(whole, graph.tensors[ours]):
                     inputs.append(ours)
                     continue
                 if ours not in stand_ins:
@@ -181,66 +168,17 @@ class _Cut:
         graph.inputs = np.asarray(list(self._feeds), np.int32)
         graph.outputs = np.asarray([index for one in measured for index in one.ours.outputs], np.int32)
         whole.subgraphs, whole.signatureDefs = [graph], None
-        tools = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
-        self._interpreter = _interpreter(bytes(tools.convert_object_to_bytearray(whole)))
+        self._interpreter = interpreter(written(whole))
 
-    def run(self, reference: _Reference) -> None:
+    def run(self, reference: Reference) -> None:
         """One inference of every operator, on what the float file's last run gave."""
         for index, (theirs, tensor) in self._feeds.items():
-            self._interpreter.set_tensor(index, _rounded(reference.value(theirs), tensor))
+            self._interpreter.set_tensor(index, rounded(reference.value(theirs), tensor))
         self._interpreter.invoke()
 
     def value(self, index: int, tensor: Any) -> Floats:
         """A result as real numbers."""
-        found: NDArray[np.generic] = self._interpreter.get_tensor(index)
-        scaled = _scale(tensor)
-        values = found.astype(np.float64)
-        return values if scaled is None else (values - scaled[1]) * scaled[0]
-
-
-def _interpreter(content: bytes, *, preserve: bool = False) -> Any:
-    library = importlib.import_module("ai_edge_litert.interpreter")
-    with warnings.catch_warnings():
-        # Keeping every tensor is for debugging, says the runtime, and this is.
-        warnings.simplefilter("ignore", UserWarning)
-        made = library.Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=preserve)
-    made.allocate_tensors()
-    return made
-
-
-def _is_constant(model: Any, tensor: Any) -> bool:
-    data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0
-
-
-def _scale(tensor: Any) -> tuple[float, int] | None:
-    """Scale and zero point of an integer tensor that stands for real numbers."""
-    steps = tensor.quantization
-    if steps is None or steps.scale is None or len(steps.scale) != 1:
-        return None
-    return float(steps.scale[0]), int(steps.zeroPoint[0])
-
-
-def _rounded(values: NDArray[np.generic], tensor: Any) -> NDArray[np.generic]:
-    """Real numbers as the integers of a tensor; anything else as it is."""
-    scaled = _scale(tensor)
-    if scaled is None:
-        return values
-    scale, zero_point = scaled
-    kind = TYPES[_tflite.tensor_type(tensor)]
-    limits = np.iinfo(kind)
-    steps = np.rint(values.astype(np.float64) / scale) + zero_point
-    return steps.clip(limits.min, limits.max).astype(kind)
-
-
-def _range(tensor: Any) -> tuple[float, float] | None:
-    """Lowest and highest real number that an integer tensor holds."""
-    scaled = _scale(tensor)
-    if scaled is None:
-        return None
-    scale, zero_point = scaled
-    limits = np.iinfo(TYPES[_tflite.tensor_type(tensor)])
-    return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale
+        return reals(self._interpreter.get_tensor(index), tensor)
 
 
 def _axes(tensor: Any, joined: int | None) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from exporter.artifacts import NodeDamage, QuantScheme, RuntimeNeed, Tolerance
-from exporter.errors import InputError
+from exporter.errors import InputError, MissingError
 from exporter.onnx_export import onnx_session, opset_for_runtime
-from exporter.target_api import ConvertRequest, Need, Payload, Target, TargetOptions, VariantFile
+from exporter.target_api import ConvertRequest, Need, OperatorFacts, Payload, Target, TargetOptions, VariantFile
 from targets import _arm64, _mobile_ort, _mobile_tflite, _onnx2tf, runner_files
 from targets._handover import app_guide
 from targets._litert_jobs import STATIC
@@ -69,6 +69,10 @@ class MobileTarget:
     options_type = MobileOptions
     products = PRODUCTS
     defaults: Mapping[str, Mapping[str, Any]] = {"quantize": {"activations": "int8", "weights": "int8"}}
+    untimed = (
+        "LiteRT's Python package times no operators; on a phone its benchmark_model does, with "
+        "--enable_op_profiling=true (the bundle's README.md shows how to run it)"
+    )
     distributions = ("litert-torch", "ai-edge-quantizer", LITERT, "litert-converter", "torch", "onnxruntime")
 
     def missing(self, options: TargetOptions) -> tuple[str, str] | None:
@@ -132,6 +136,18 @@ class MobileTarget:
         from targets._tflite_damage import operator_damage
 
         return operator_damage(_mobile_tflite.base_of(made).float_file, model, batches)
+
+    def operators(self, float_model: Path, model: Path, batches: Iterable[Arrays]) -> tuple[OperatorFacts, ...]:
+        """Reads the operators off the file, and feeds each as `damage` does; LiteRT alone is enough for that."""
+        if find_spec("ai_edge_litert") is None:
+            raise MissingError(
+                f"{LITERT} cannot be imported",
+                why="it reads and runs .tflite files",
+                hint=f"pip install 'edge-exporter[mobile]', or '{LITERT}>={MINIMUM},<3' to look at bundles alone",
+            )
+        from targets._tflite_operators import operator_facts
+
+        return operator_facts(float_model, model, batches)
 
     def payload(self, options: TargetOptions) -> Payload:
         """The runner for LiteRT and tflite-runtime, and the requirements that bring the former; or onnxruntime's."""

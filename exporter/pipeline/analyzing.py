@@ -1,85 +1,94 @@
-"""`analyze`: an int8 file node by node, from a plan or from a bundle."""
+"""`analyze`: an int8 file node by node, from a plan or from a bundle: which file, and who looks at it."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import msgspec
-
-from exporter.analysis import Analysis, DataSource, Places, rows_of
-from exporter.artifacts import (
-    Coverage,
-    Lint,
-    Manifest,
-    NodeDamage,
-    NodeLatency,
-    QuantScheme,
-    Variant,
-    canonical,
-    file_digest,
-)
-from exporter.bundle import SAMPLES, check_bundle
-from exporter.devices import cpu_features
-from exporter.errors import InputError, closest
+from exporter.analysis import Analysis
+from exporter.artifacts import Manifest
+from exporter.bundle import check_bundle
+from exporter.errors import InputError, PlanError
 from exporter.events import Note
-from exporter.measure import node_latency
-from exporter.pipeline.arrays import read_groups
-from exporter.pipeline.job import Job
-from exporter.pipeline.quantizing import int8_model
-from exporter.pipeline.ranking import ranked_batches
-from exporter.pipeline.results import load_json
-from exporter.pipeline.steps import Steps, versions
+from exporter.pipeline.composing import merged_source
+from exporter.pipeline.nodes import RUNTIME, nodes_of_bundle, nodes_of_plan
+from exporter.pipeline.operators import (
+    NoVariantError,
+    chosen_name,
+    none_quantized,
+    operators_of_bundle,
+    operators_of_plan,
+    target_lacks,
+)
+from exporter.pipeline.steps import Steps
 from exporter.plan import Plan, TargetPlan
-from exporter.store import list_files
-from exporter.target_api import Requantizing, Target, made_for
+from exporter.target_api import Analyzable, Requantizing, Target
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Arrays = Mapping[str, NDArray[np.generic]]
-
-RUNTIME = "onnxruntime"
 OFF = "`--set quantize.enabled=true --set quantize.dynamic=false` looks at what static int8 would be"
+ON = "`--set quantize.enabled=true` makes quantized files, whose operators are then shown"
 OTHER_TARGET = "`--target NAME` chooses another target"
 BY_ITSELF = (
-    "`--target cpu` analyzes the ONNX form of the same model; operators of .tflite files are ranked while `build` "
-    "repairs a file that fails the gate ([quantize] budget), and the manifest keeps what was changed"
+    "`--target cpu` analyzes the ONNX form of the same model; operators of this target's own files are ranked while "
+    "`build` repairs a file that fails the gate ([quantize] budget), and the manifest keeps what was changed"
 )
-LAYOUT = ("QuantizeLinear", "DequantizeLinear", "Constant")
 
 
-class _Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """The file to look at, and what is known of it."""
-
-    source: str
-    target: str
-    variant: str
-    model: Path
-    float_model: Path
-    scheme: QuantScheme
-    coverage: Coverage
-    lints: tuple[Lint, ...]
-    requires: tuple[str, ...]
-    threads: int
-
-
-def analyzed_targets(plan: Plan, load: Callable[[str], Target], steps: Steps) -> tuple[TargetPlan, ...]:
-    """The targets of a plan that can be analyzed, the others noted; all of them where none can.
+def analyze_plan(
+    plan: Plan, load: Callable[[str], Target], variant: str | None, source: str, steps: Steps
+) -> list[Analysis]:
+    """Looks at the int8 files that a plan makes, before any repair; steps before it run, or come from the store.
 
     Args:
-        plan: what would be built.
+        plan: what would be built. Those of its targets that cannot be looked at are noted, where others can.
         load: finds a target by its name.
-        steps: tells which targets are left out.
+        variant: which int8 file, by its name; each target's first one by default.
+        source: how to call the plan.
+        steps: runs the steps.
+
+    Raises:
+        InputError: no target makes such a file.
+        MissingError: a target lacks something here.
     """
-    fit = tuple(one for one in plan.targets if _static_names(load(one.name), one, steps))
-    for left in (one.name for one in plan.targets if fit and one not in fit):
-        steps.emit(Note(text=f"{left} is left out: it has no statically quantized ONNX file"))
-    return fit or plan.targets
+    reasons = {one.name: _unfit(plan, load(one.name), one, steps) for one in plan.targets}
+    chosen = [one for one in plan.targets if reasons[one.name] is None] or plan.targets
+    found, lacking = [], []
+    for one in chosen:
+        try:
+            found.append(_of_target(plan, load(one.name), one, variant, source, steps))
+        except NoVariantError as error:
+            lacking.append(error)
+            reasons[one.name] = f"{error.what} ({error.hint})"
+    if not found:
+        raise NoVariantError(
+            lacking[0].what,
+            where="; ".join(str(error.where) for error in lacking),
+            hint="; ".join(f"{error.where}: {error.hint}" for error in lacking),
+        )
+    for name, reason in reasons.items():
+        if reason is not None:
+            steps.emit(Note(text=f"{name} is left out: {reason}"))
+    return found
+
+
+def _unfit(plan: Plan, target: Target, target_plan: TargetPlan, steps: Steps) -> str | None:
+    """Why a target's files cannot be looked at."""
+    if _static_names(target, target_plan, steps):
+        return None
+    if not _tells(target, target_plan):
+        return "it has no statically quantized ONNX file"
+    if (missing := target_lacks(target, target_plan, steps)) is not None:
+        return f"{missing[0]} ({missing[1]})"
+    with steps.guarded("read the model"):
+        ready = merged_source(plan).kind == "onnx"
+    if ready and target.requires(target_plan.options).program:
+        return "it converts torch models, and the source is a ready .onnx file"
+    return None
+
+
+def _tells(target: Target, target_plan: TargetPlan) -> bool:
+    """Whether a target makes quantized files of a plan by itself, and tells of their operators."""
+    quantizes = target.requires(target_plan.options).calibration and target_plan.quantize.enabled
+    return quantizes and isinstance(target, Analyzable)
 
 
 def _static_names(target: Target, target_plan: TargetPlan, steps: Steps) -> list[str]:
@@ -90,223 +99,83 @@ def _static_names(target: Target, target_plan: TargetPlan, steps: Steps) -> list
     return [wanted.name for wanted in need.int8] if quantize.enabled and not quantize.dynamic else []
 
 
-def analyze_plan(
+def _of_target(
     plan: Plan, target: Target, target_plan: TargetPlan, variant: str | None, source: str, steps: Steps
 ) -> Analysis:
-    """Looks at the int8 file that a plan makes, before any repair; steps before it run, or come from the store.
-
-    Args:
-        plan: what would be built.
-        target: for which target.
-        target_plan: the plan's values for it.
-        variant: which int8 file, by its name; the first by default.
-        source: how to call the plan.
-        steps: runs the steps.
-
-    Raises:
-        InputError: the target makes no such file.
-    """
     names = _static_names(target, target_plan, steps)
-    need = target.requires(target_plan.options)
-    quantize = target_plan.quantize
-    off = not quantize.enabled or quantize.dynamic
-    hint = OFF if need.int8 and off else BY_ITSELF if isinstance(target, Requantizing) else OTHER_TARGET
-    wanted = need.int8[_chosen(variant, names, f"target {target.name}", hint)]
-    job = Job(plan, steps)
-    inputs = job.inputs(target_plan.export)
-    checked, data = job.check_data(inputs)
-    float_model = job.float_model(inputs, checked, data, target_plan.export, need)
-    samples = checked.calibration.samples if checked.calibration else 0
-    model = int8_model(job, inputs, float_model, wanted, quantize.scheme, samples)
-    prepared = model.prepared
-    assert prepared is not None, "static files know what they were quantized from"
-    judged = job.data.judged
-    subject = _Subject(
-        source=source,
-        target=target.name,
-        variant=wanted.name,
-        model=model.file.path,
-        float_model=float_model.path,
-        scheme=model.file.scheme,
-        coverage=model.file.coverage,
-        lints=model.lints,
-        requires=wanted.requires,
-        threads=target_plan.profile.threads,
-    )
-    parts = {"model": model.content, **job.data.judged_parts(), "inputs": inputs}
-    damages, seen = _damages(steps, subject, parts, prepared, lambda: ranked_batches(job, inputs))
-    groups = [f"{index}/inputs" for index in range(checked.cases)]
-    return _analysis(steps, subject, damages, seen, judged, list(read_groups(data / "cases.npz", groups)))
+    if not names and _tells(target, target_plan):
+        return operators_of_plan(plan, target, target_plan, variant, source, steps)
+    need, quantize = target.requires(target_plan.options), target_plan.quantize
+    where = f"target {target.name}"
+    if not names:
+        off = not quantize.enabled or quantize.dynamic
+        itself = BY_ITSELF if isinstance(target, Requantizing) else OTHER_TARGET
+        raise _no_static(where, ON if off and need.calibration else OFF if off and need.int8 else itself)
+    name = chosen_name(variant, names, where)
+    wanted = next(one for one in need.int8 if one.name == name)
+    return nodes_of_plan(plan, target, target_plan, wanted, source, steps)
 
 
-def analyze_bundle(bundle: Path, variant: str | None, steps: Steps) -> Analysis:
-    """Looks at an int8 file of a bundle, on the bundle's own samples.
+def analyze_bundle(bundle: Path, variant: str | None, steps: Steps, load: Callable[[str], Target]) -> Analysis:
+    """Looks at a quantized file of a bundle, on the bundle's own samples.
 
     Args:
         bundle: its folder.
-        variant: which int8 file, by its name; the default one where that is int8, else the first.
+        variant: which file, by its name; the default one where that can be looked at, else the first.
         steps: runs the steps.
+        load: finds a target by its name, where the files are no ONNX.
 
     Raises:
         BundleError: it does not hold what it claims.
         InputError: it has no such file.
+        MissingError: what reads or runs its files is not installed.
     """
     manifest = check_bundle(bundle)
-    static = [one for one in manifest.variants if one.scheme is not None and one.runtime == RUNTIME]
-    static = [one for one in static if one.scheme is not None and not one.scheme.dynamic]
-    static.sort(key=lambda one: one.name != manifest.choice.variant)
-    hint = "analyze the plan" if manifest.runtime.name == RUNTIME else f"of the plan: {BY_ITSELF}"
-    chosen = static[_chosen(variant, [one.name for one in static], f"bundle {bundle.name}", hint)]
+    variants = sorted(manifest.variants, key=lambda one: one.name != manifest.choice.variant)
+    static = [one for one in variants if one.scheme is not None and one.runtime == RUNTIME and not one.scheme.dynamic]
+    own = [one for one in variants if one.coverage is not None and one.runtime != RUNTIME]
+    where = f"bundle {bundle.name}"
+    target = None if static or manifest.runtime.name == RUNTIME else _installed(manifest.target, load)
+    if target is not None and isinstance(target, Analyzable):
+        if not own:
+            raise none_quantized(where, [one.name for one in variants])
+        name = chosen_name(variant, [one.name for one in own], where)
+        chosen = next(one for one in own if one.name == name)
+        return operators_of_bundle(bundle, manifest, chosen, target, steps)
+    if not static:
+        raise _no_static(where, _hint(manifest, target))
+    name = chosen_name(variant, [one.name for one in static], where)
+    chosen = next(one for one in static if one.name == name)
     if not chosen.main.endswith(".onnx"):
         raise InputError(
             f"variant '{chosen.name}' is in ORT format, whose nodes are fused already",
             where=str(bundle / chosen.main),
-            hint='analyze the plan, or a bundle of it built with `format = "onnx"`',
+            hint="analyze the plan: its ONNX files are looked at, as they are before they are made ORT format",
         )
-    subject = _bundled(bundle, manifest, chosen)
-    groups = [f"{index}/inputs" for index in range(manifest.samples)]
-    cases = list(read_groups(bundle / SAMPLES, groups))
-    parts = {
-        "int8": [entry.sha256 for entry in list_files(subject.model.parent)],
-        "float": [entry.sha256 for entry in list_files(subject.float_model.parent)],
-        "samples": file_digest(bundle / SAMPLES),
-        "equalize": subject.scheme.equalize,
-    }
-    damages, seen = _damages(steps, subject, parts, None, lambda: iter(cases))
-    return _analysis(steps, subject, damages, seen, "samples of the bundle", cases)
+    return nodes_of_bundle(bundle, manifest, chosen, steps)
 
 
-def _bundled(bundle: Path, manifest: Manifest, chosen: Variant) -> _Subject:
-    assert chosen.scheme is not None, "float variants are not chosen"
-    floats = next(one for one in manifest.variants if one.name == manifest.float_variant)
-    return _Subject(
-        source=str(bundle),
-        target=manifest.target,
-        variant=chosen.name,
-        model=bundle / chosen.main,
-        float_model=bundle / floats.main,
-        scheme=chosen.scheme,
-        coverage=chosen.coverage or Coverage(eligible=0, quantized=0),
-        lints=chosen.lints,
-        requires=chosen.requires,
-        threads=int(manifest.plan.get("profile", {}).get("threads", 1)),
+def _installed(name: str, load: Callable[[str], Target]) -> Target | None:
+    """A bundle's target; None where no installed package brings it."""
+    try:
+        return load(name)
+    except PlanError:
+        return None
+
+
+def _hint(manifest: Manifest, target: Target | None) -> str:
+    """What to do with a bundle that nothing can be told of."""
+    if manifest.runtime.name == RUNTIME:
+        return "analyze the plan"
+    if target is None:
+        return f"install the package that brings target '{manifest.target}'; or of the plan, {OTHER_TARGET}"
+    return f"of the plan: {BY_ITSELF}"
+
+
+def _no_static(where: str, hint: str) -> InputError:
+    return InputError(
+        "there is no statically quantized ONNX file to look at",
+        where=where,
+        why="noise is told of nodes whose ranges were calibrated, in files that onnxruntime runs",
+        hint=hint,
     )
-
-
-def _chosen(variant: str | None, names: Sequence[str], where: str, hint: str) -> int:
-    """Index of the file to look at; `hint` is for where there is none."""
-    if not names:
-        raise InputError(
-            "there is no statically quantized ONNX file to look at",
-            where=where,
-            why="noise is told of nodes whose ranges were calibrated, in files that onnxruntime runs",
-            hint=hint,
-        )
-    if variant is not None and variant not in names:
-        raise InputError(
-            f"there is no static int8 variant '{variant}'{closest(variant, names)}",
-            where=where,
-            hint=f"one of {', '.join(names)}",
-        )
-    return 0 if variant is None else names.index(variant)
-
-
-class _Damages(msgspec.Struct, frozen=True, kw_only=True):
-    """damage.json of the analysis: noise by node, and on how many samples."""
-
-    samples: int
-    nodes: tuple[NodeDamage, ...]
-
-
-def _damages(
-    steps: Steps,
-    subject: _Subject,
-    parts: Mapping[str, object],
-    prepared: Path | None,
-    batches: Callable[[], Iterator[Arrays]],
-) -> tuple[tuple[NodeDamage, ...], int]:
-    """Noise of each node with its causes; `prepared` is made from the float model where there is none yet."""
-    label = f"noise of the nodes of {subject.variant}"
-
-    def build(folder: Path) -> None:
-        from exporter.quantize import node_damage, prepare_float
-
-        samples = 0
-
-        def counted() -> Iterator[Arrays]:
-            nonlocal samples
-            for batch in batches():
-                samples += next((len(values) for values in batch.values() if values.ndim), 1)
-                yield batch
-
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="prepared-") as temp:
-            floats = prepared or prepare_float(subject.float_model, Path(temp), equalized=subject.scheme.equalize)
-            found = node_damage(floats, subject.model, counted(), causes=True, progress=steps.progress(label))
-        (folder / "damage.json").write_bytes(canonical(_Damages(samples=samples, nodes=found)))
-
-    everything = {**parts, "versions": versions("onnxruntime", "onnx")}
-    stored = steps.stored("analyze", 1, everything, build, label=label)
-    loaded = load_json(stored.folder / "damage.json", _Damages)
-    return loaded.nodes, loaded.samples
-
-
-def _analysis(
-    steps: Steps,
-    subject: _Subject,
-    damages: tuple[NodeDamage, ...],
-    samples: int,
-    data: DataSource,
-    cases: Sequence[Arrays],
-) -> Analysis:
-    import onnx
-
-    from exporter.onnx_export import module_paths
-
-    latencies, why = _latencies(steps, subject, cases)
-    graph = onnx.load(subject.model, load_external_data=False).graph
-    places = tuple(
-        Places(node=node.name, op=node.op_type, outputs=tuple(_plain(name) for name in node.output))
-        for node in graph.node
-        if node.op_type not in LAYOUT
-    )
-    reasons = {one.node: one.reason for one in subject.coverage.skipped}
-    added: dict[str, float] = {}
-    for latency in latencies:
-        if latency.node is None:
-            added[latency.op] = added.get(latency.op, 0.0) + latency.share
-    version = versions(RUNTIME)[RUNTIME]
-    threads = f"{subject.threads} thread{'s' if subject.threads > 1 else ''}"
-    return Analysis(
-        source=subject.source,
-        target=subject.target,
-        variant=subject.variant,
-        scheme=subject.scheme,
-        data=data,
-        samples=samples,
-        nodes=rows_of(places, damages, latencies, module_paths(subject.float_model), reasons),
-        added=dict(sorted(added.items(), key=lambda item: -item[1])),
-        runtime=None if why else f"{RUNTIME} {version}, {threads}, {os.cpu_count()} cores",
-        why=why,
-        lints=subject.lints,
-    )
-
-
-def _latencies(
-    steps: Steps, subject: _Subject, cases: Sequence[Arrays]
-) -> tuple[tuple[NodeLatency, ...], str | None]:
-    """Time by node, or why it was not measured."""
-    if not made_for(subject.requires, cpu_features()):
-        needs = " and ".join(subject.requires)
-        return (), f"{subject.variant} is made for CPUs with {needs}, and this one has not"
-    single = [case for case in cases if _rows(case) == 1] or list(cases)
-    with steps.measuring(f"time in the nodes of {subject.variant}"), steps.log.capture():
-        return node_latency(subject.model, single, threads=subject.threads), None
-
-
-def _rows(case: Arrays) -> int:
-    return next((len(values) for values in case.values() if values.ndim), 1)
-
-
-def _plain(tensor: str) -> str:
-    """The float model's name of a tensor that the quantizer renamed at the end of the graph."""
-    return tensor.removesuffix("_QuantizeLinear_Input")

@@ -16,9 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from exporter.artifacts import Tolerance, canonical
+from exporter.errors import StageError
 from exporter.plan import PER_TARGET
 from exporter.registry import target_names
-from exporter.target_api import Need, Requantizing, Target, TargetOptions, VariantFile
+from exporter.target_api import Analyzable, Need, OperatorFacts, Requantizing, Target, TargetOptions, VariantFile
 
 BUILT_IN = {"arm", "cpu", "mobile"}
 KEPT_DB = 15.0
@@ -166,6 +167,31 @@ def test_a_target_that_quantizes_again_tells_the_noise_of_operators_and_leaves_t
     assert noise[0].node in {one.node for one in after.coverage.skipped}
     again = target.damage(case.folder, tmp_path / after.main, batches)
     assert noise[0].node not in {one.node for one in again}
+
+
+def test_a_target_that_tells_of_operators_tells_of_each_that_its_coverage_counts(case: Case) -> None:
+    target = case.target
+    if not isinstance(target, Analyzable):
+        pytest.skip("its files are ONNX, or it does not tell")
+    assert target.untimed.strip() == target.untimed != ""
+    batches = [{"image": image[None]} for image in case.images]
+    for variant in case.made:
+        if variant.coverage is None:
+            continue
+        model = case.folder / variant.main
+        found = target.operators(case.folder / case.made[0].main, model, batches)
+        assert msgspec.json.decode(canonical(found), type=tuple[OperatorFacts, ...]) == found
+        assert len(found) == variant.coverage.eligible
+        integer = [one for one in found if one.bits is not None or one.weight_bits is not None]
+        assert len(integer) == variant.coverage.quantized
+        assert {one.node for one in found} - {one.node for one in integer} == {
+            one.node for one in variant.coverage.skipped
+        }
+        noisy = [one.damage for one in integer if one.damage is not None]
+        assert noisy
+        assert all(one.sqnr_db is None or one.sqnr_db > 0 for one in noisy)
+        with pytest.raises(StageError):
+            target.operators(case.folder / case.made[0].main, model, [])
 
 
 def test_weights_in_a_file_beside_the_model_travel_with_it(case: Case, tmp_path: Path) -> None:

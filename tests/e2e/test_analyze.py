@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from support import Workplace, refused, toml_plan
 
+from exporter.registry import load_target
+
+mobile = load_target("mobile")
+missing = mobile.missing(mobile.options_type())
+needs_extra = pytest.mark.skipif(missing is not None, reason="the extra `mobile` is missing")
 PLAN = {
     "model": {"source": "model.onnx"},
     "calibration": {"data": "calib.npz"},
@@ -110,12 +115,43 @@ def test_a_variant_that_is_not_there_is_answered_with_those_that_are(place, bund
     refused(off, 3, "no statically quantized", "target cpu", "--set quantize.enabled=true")
 
 
-def test_a_target_that_quantizes_by_itself_is_left_out_or_answered_with_the_onnx_form(place, bundle):
-    refused(place.run("analyze", "plan.toml", "--target", "mobile"), 3, "target mobile", "`--target cpu`")
+@needs_extra
+def test_a_target_that_converts_torch_models_is_left_out_where_the_source_is_a_ready_file(place, bundle):
+    ready = "it converts torch models, and the source is a ready .onnx file"
+    refused(place.run("analyze", "plan.toml", "--target", "mobile"), 3, "converts torch models", "model.source")
     both = place.run("analyze", "plan.toml", "--target", "mobile", "--target", "cpu", "--json")
     assert both.code == 0, both.err
     assert [one["target"] for one in both.document["analyses"]] == ["cpu"]
-    assert "mobile is left out" in both.err
+    assert f"mobile is left out: {ready}" in both.err
+
+
+def test_a_target_that_lacks_its_tools_here_is_left_out_or_says_what_brings_them(place, bundle, monkeypatch):
+    monkeypatch.setattr("targets.mobile.find_spec", lambda name: None)
+    refused(place.run("analyze", "plan.toml", "--target", "mobile"), 4, "litert-torch", "edge-exporter[mobile]")
+    both = place.run("analyze", "plan.toml", "--target", "mobile", "--target", "cpu", "--json")
+    assert both.code == 0, both.err
+    assert [one["target"] for one in both.document["analyses"]] == ["cpu"]
+    assert "mobile is left out: litert-torch, ai-edge-quantizer, ai-edge-litert cannot be imported" in both.err
+
+
+def test_with_quantization_off_a_target_that_quantizes_by_itself_says_how_to_turn_it_on(place, bundle):
+    off = place.run("analyze", "plan.toml", "--target", "mobile", "--set", "quantize.enabled=false")
+    refused(off, 3, "target mobile", "--set quantize.enabled=true")
+
+
+def test_a_target_without_the_variant_that_was_asked_for_is_left_out_where_another_has_it(place, bundle):
+    flags = ("--target", "arm", "--target", "cpu")
+    found = place.run("analyze", "plan.toml", "--variant", "int8-vnni", *flags, "--json")
+    assert found.code == 0, found.err
+    assert [(one["target"], one["variant"]) for one in found.document["analyses"]] == [("cpu", "int8-vnni")]
+    assert "arm is left out: there is no quantized variant 'int8-vnni'" in found.err
+    refused(
+        place.run("analyze", "plan.toml", "--variant", "int8-x", *flags),
+        3,
+        "int8-x",
+        "target arm; target cpu",
+        "cpu: one of int8",
+    )
 
 
 def test_a_bundle_takes_no_values_of_a_plan_and_a_wrong_path_is_named(place, bundle):

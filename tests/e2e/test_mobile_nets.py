@@ -312,6 +312,44 @@ def test_noise_is_told_of_every_operator_that_computes_in_integers(variant: str,
     assert np.median([one.score for one in found]) > 25
 
 
+@pytest.mark.parametrize("variant", ["int8", "int16x8", "dynamic"])
+def test_what_is_told_of_operators_is_what_is_in_the_file_and_ends_with_what_it_answers(
+    variant: str, six: Made
+) -> None:
+    model, coverage = six.folder / six.variant(variant).main, six.variant(variant).coverage
+    assert coverage is not None
+    found = six.target.operators(six.folder / six.variants[0].main, model, samples_of_six())  # type: ignore[attr-defined]
+    integer = [one for one in found if one.bits or one.weight_bits]
+    assert Counter(one.op for one in integer) == coverage.quantized_ops
+    assert [one.node for one in found if one not in integer] == [one.node for one in coverage.skipped]
+    bits = {"int8": {8}, "int16x8": {16}, "dynamic": {None}}[variant]
+    assert {one.bits for one in integer} == bits
+    assert {one.weight_bits for one in integer if one.op in ("CONV_2D", "FULLY_CONNECTED")} <= {8, None}
+    assert all(one.weight_bits == 8 for one in integer if one.op == "CONV_2D")
+    for one in integer:
+        if one.bits is not None:
+            assert one.range is not None
+            assert one.scale == pytest.approx((one.range[1] - one.range[0]) / (2**one.bits - 1))
+            assert one.range[0] <= 0 <= one.range[1]
+    damages = {one.node: one for one in six.target.damage(six.folder, model, samples_of_six())}  # type: ignore[attr-defined]
+    assert {one.node: one.damage for one in found if one.damage} == damages
+    told = {one.node: one.accumulated_db for one in found}
+    for net in LEAST_DB:
+        assert told[net] == pytest.approx(six.sqnr_db(variant, net), abs=0.1)
+
+
+def test_integers_at_the_edges_and_other_layouts_are_told_of_like_the_rest(camera: Made) -> None:
+    given = [values(IMAGE, seed).transpose(0, 2, 3, 1) for seed in range(SAMPLES)]
+    floats, (left,) = camera.folder / camera.variants[0].main, camera.variant("int8").coverage.skipped  # type: ignore[union-attr]
+    for variant in ("int8", "int16x8"):
+        found = camera.target.operators(  # type: ignore[attr-defined]
+            floats, camera.folder / camera.variant(variant).main, [{"image": one} for one in given]
+        )
+        told = {one.node: one for one in found}
+        assert told["output"].accumulated_db == pytest.approx(camera.sqnr_db(variant, "output"), abs=0.1)
+        assert (told[left.node].op, told[left.node].bits, told[left.node].damage) == ("MAX_POOL_2D", None, None)
+
+
 def test_an_operator_in_float_takes_those_that_only_move_its_result_with_it(six: Made, tmp_path: Path) -> None:
     scheme = six.variant("int8").scheme
     assert scheme is not None

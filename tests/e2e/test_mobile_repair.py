@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import QUICK, Workplace, toml_plan
+from support import QUICK, Workplace, refused, toml_plan
 
 from exporter.registry import load_target
 
@@ -105,6 +105,66 @@ def test_what_repairing_found_can_be_written_into_the_plan(place: Workplace) -> 
     int8 = next(variant for variant in again["variants"] if variant["name"] == "int8")
     assert int8["repairs"] == []
     assert int8["scheme"] == scheme
+
+
+def test_before_a_build_the_operator_at_fault_comes_first_and_after_it_that_is_float(place: Workplace) -> None:
+    place.write("plan.toml", plan())
+    _, bundle = place.built("plan.toml")
+    before = place.run("analyze", "plan.toml", "--json", "--progress", "json")
+    assert before.code == 0, before.err
+    assert before.rebuilt == {"mobile: noise of the operators of int8"}, "all else is what the build made"
+    (analysis,) = before.document["analyses"]
+    assert (analysis["target"], analysis["variant"], analysis["data"]) == ("mobile", "int8", "evaluation")
+    assert (analysis["precision"], analysis["scheme"]["activations"], analysis["samples"]) == ("int8", "int8", 64)
+    worst = analysis["nodes"][0]
+    assert (worst["op"], worst["bits"], worst["weight_bits"]) == ("CONCATENATION", 8, None)
+    assert worst["channel_db"] < 5 < 30 < worst["sqnr_db"]
+    assert worst["range"][1] == pytest.approx(255 * worst["scale"] + worst["range"][0])
+    outputs = {one["node"]: one["accumulated_db"] for one in analysis["nodes"] if one["node"] in ("box", "score")}
+    assert outputs["score"] < 5 < 30 < outputs["box"], "what a gate sees of each output"
+    assert (analysis["runtime"], analysis["added"], analysis["lints"]) == (None, {}, None)
+    assert {one["share"] for one in analysis["nodes"]} == {None}
+    assert place.run("analyze", "plan.toml", "--progress", "json").rebuilt == set()
+
+    after = place.run("analyze", bundle, "--json")
+    assert after.code == 0, after.err
+    (analysis,) = after.document["analyses"]
+    assert (analysis["data"], analysis["samples"]) == ("samples of the bundle", 8)
+    left = {one["node"]: one["reason"] for one in analysis["nodes"] if one["bits"] is None}
+    assert left[worst["node"]] == "left in float by name"
+    assert all(one["accumulated_db"] > 20 for one in analysis["nodes"])
+    assert all(one["sqnr_db"] is None for one in analysis["nodes"] if one["bits"] is None)
+    shown = place.run("analyze", bundle, "--rows", "3").out
+    heading, _, *rows = shown.splitlines()[1:]
+    assert " ".join(heading.split()) == "node op weights bits range SQNR dB channels dB so far dB time"
+    assert len([row for row in rows if row.endswith("not measured")]) == 2
+    assert "more nodes: `--rows 0`" in shown
+    assert "benchmark_model" in shown
+
+
+def test_a_bundle_for_phones_needs_litert_alone_to_be_analyzed_and_names_it(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write("plan.toml", plan())
+    _, bundle = place.built("plan.toml")
+    refused(place.run("analyze", bundle, "--variant", "fp32"), 3, "no quantized variant 'fp32'", "one of int8")
+    with monkeypatch.context() as without:
+        without.setattr("targets.mobile.find_spec", lambda name: None if "torch" in name else name)
+        assert place.run("analyze", bundle).code == 0
+        refused(place.run("analyze", "plan.toml"), 4, "litert-torch")
+    monkeypatch.setattr("targets.mobile.find_spec", lambda name: None)
+    # Another number of samples: what was looked at before is in the store.
+    monkeypatch.setattr("exporter.pipeline.operators.file_digest", lambda path: str(path))
+    refused(place.run("analyze", bundle), 4, "ai-edge-litert cannot be imported", "ai-edge-litert>=2.3")
+
+
+def test_a_bundle_in_float_alone_has_nothing_to_analyze(place: Workplace) -> None:
+    place.write("float.toml", plan(quantize={"enabled": False}))
+    _, bundle = place.built("float.toml", "--no-profile", "--output", "float")
+    refused(place.run("analyze", bundle), 3, "no quantized file", "it has fp32")
+    half = plan(**{"targets.mobile": {"variants": ["float16"]}})
+    place.write("half.toml", half)
+    refused(place.run("analyze", "half.toml"), 3, "no quantized file", "it has fp32, fp16")
 
 
 def test_without_a_budget_the_gate_decides_and_nothing_is_published(place: Workplace) -> None:

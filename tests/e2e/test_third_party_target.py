@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import QUICK, Result, Workplace
+from support import QUICK, Result, Workplace, refused
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGE = CHECKOUT / "tests" / "third_party_target"
@@ -167,6 +167,50 @@ def test_its_bundle_verifies_where_the_package_is_not_installed(
 ) -> None:
     result = shared_place.run("verify", both[1]["bundle"])
     assert result.code == 0, result.err
+
+
+def test_its_bundle_is_not_analyzed_and_its_plan_is_while_it_tells_nothing_of_its_files(
+    run_here: Run, shared_place: Workplace, both: list[dict[str, Any]]
+) -> None:
+    bundle = both[1]["bundle"]
+    refused(shared_place.run("analyze", bundle), 3, "no statically quantized ONNX file", "brings target 'onnxref'")
+    refused(run_here("analyze", bundle), 3, "no statically quantized ONNX file", "`--target cpu`")
+    text = 'schema = 1\n[model]\nsource = "model.onnx"\n[calibration]\ndata = "calib.npz"\n[targets.onnxref]\n'
+    result = run_here("analyze", shared_place.write("analyzed.toml", text), "--json")
+    assert result.code == 0, result.err
+    assert [one["target"] for one in result.document["analyses"]] == ["onnxref"]
+
+
+TELLING = """untimed = "nobody times it"
+
+    def operators(self, float_model, model, batches):
+        seen = [sorted(batch) for batch in batches]
+        assert float_model.parent.name == "fp32" and model.parent.name == "int8"
+        return {result}
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_bundle_is_analyzed_by_the_target_that_tells_of_its_files(
+    run_here: Run, shared_place: Workplace, tmp_path: Path, whole: bool
+) -> None:
+    told = (
+        '(OperatorFacts(node="a", op=str(seen[0]), bits=4), OperatorFacts(node="b", op="B"))' if whole else "[seen]"
+    )
+    source = FAULTY.format(member=TELLING.format(result=told), version=20 + whole)
+    folder = package(tmp_path / "telling", f"from exporter.target_api import OperatorFacts\n{source}")
+    flags = ("--no-profile", "--json", "--output", tmp_path / "bundles")
+    made = run_here("build", "model.onnx", "--calib", "calib.npz", "--target", "broken", *flags, also=folder)
+    assert made.code == 0, made.err
+    result = run_here("analyze", made.document["targets"][0]["bundle"], also=folder)
+    if not whole:
+        refused(result, 5, "broken", "not a tuple of OperatorFacts")
+        return
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert "int8 for broken" in lines[0]
+    assert lines[2].split()[:4] == ["a", "['image']", "4", "-"]
+    assert "time: not measured, nobody times it" in result.out
 
 
 def test_its_own_options_are_read_and_a_typo_in_them_is_refused(run_here: Run) -> None:

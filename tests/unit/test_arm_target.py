@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ X86 = ("avx2", "avx512_vnni", "fma")
 
 
 @pytest.fixture(scope="module")
-def manifest(shared_place: Workplace) -> Manifest:
-    """Of a bundle with all variants that the target can make."""
+def bundle(shared_place: Workplace) -> Path:
+    """With all variants that the target can make."""
     import onnx
 
     onnx.save(quadrant_onnx(), shared_place / "model.onnx")
@@ -32,6 +33,11 @@ def manifest(shared_place: Workplace) -> Manifest:
     _, bundle = shared_place.built(
         "model.onnx", "--calib", "calib.npz", "--target", "arm", "--set", "targets.arm.fp16=true"
     )
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def manifest(bundle: Path) -> Manifest:
     return read_manifest(bundle)
 
 
@@ -111,7 +117,18 @@ def test_in_ort_format_files_are_optimized_for_arm_and_judged_by_the_onnx_they_w
         assert one.fidelity.outputs == before[one.name].fidelity.outputs
         assert one.tolerances == before[one.name].tolerances
     assert shared_place.run("verify", bundle).code == 0
-    refused(shared_place.run("analyze", bundle), 3, "ORT format")
+    refused(shared_place.run("analyze", bundle), 3, "ORT format", "analyze the plan")
+
+
+def test_its_onnx_files_are_analyzed_and_no_time_is_made_up_for_them(bundle: Path, shared_place: Workplace) -> None:
+    for flags in ((), ("--variant", "int8-dotprod")):
+        result = shared_place.run("analyze", bundle, "--json", *flags)
+        assert result.code == 0, result.err
+        (analysis,) = result.document["analyses"]
+        assert {node["op"] for node in analysis["nodes"] if node["sqnr_db"]} >= {"Conv", "MatMul"}
+        if platform.machine() != "aarch64":
+            assert analysis["runtime"] is None
+            assert {node["share"] for node in analysis["nodes"]} == {None}
 
 
 def test_half_precision_keeps_the_models_inputs_and_outputs_and_external_weights(tmp_path: Path) -> None:

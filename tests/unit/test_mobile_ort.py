@@ -53,6 +53,17 @@ def test_the_bundle_verifies_on_onnxruntime_with_what_runs_here(shared_place: Wo
     assert "fp32" in [one["variant"] for one in report["variants"]]
 
 
+def test_it_is_analyzed_from_the_plan_and_the_bundle_says_so(shared_place: Workplace, bundle: Path) -> None:
+    refused(shared_place.run("analyze", bundle), 3, "ORT format", "analyze the plan")
+    text = 'schema = 1\n[model]\nsource = "model.onnx"\n[calibration]\ndata = "calib.npz"\n[targets.mobile]\n'
+    plan = shared_place.write("ort.toml", text + 'format = "ort"\n')
+    result = shared_place.run("analyze", plan, "--variant", "int8-dotprod", "--json")
+    assert result.code == 0, result.err
+    (analysis,) = result.document["analyses"]
+    assert (analysis["target"], analysis["variant"]) == ("mobile", "int8-dotprod")
+    assert {node["op"] for node in analysis["nodes"] if node["sqnr_db"]} >= {"Conv", "MatMul"}
+
+
 def executed(model: Path, feed: dict[str, np.ndarray], folder: Path) -> set[str]:
     """Operators that onnxruntime ran, by its own trace."""
     import onnxruntime
