@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from exporter.registry import load_target
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w*)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -50,11 +53,27 @@ def test_a_reader_can_follow_getting_started(tmp_path: Path) -> None:
 def test_a_reader_can_find_the_node_at_fault(tmp_path: Path) -> None:
     outputs = run_page(ROOT / "docs/quantization.md", tmp_path)
     first = outputs[0].splitlines()[2].split()
-    assert first[:3] == ["head", "-", "Concat"]
+    assert first[:3] == ["head", "Concat", "8"]
     assert "float" in next(line for line in outputs[1].splitlines() if line.startswith("head"))
     assert (tmp_path / "analysis.json").stat().st_size > 1000
     (manifest,) = (tmp_path / "bundles").glob("detector-cpu-*/manifest.json")
     assert "output 'out' is lost in part (int8): at index" in manifest.read_text()
+
+
+@pytest.mark.slow
+def test_a_reader_can_find_the_operator_at_fault(tmp_path: Path) -> None:
+    target = load_target("mobile")
+    if target.missing(target.options_type()) is not None:
+        pytest.skip("the extra `mobile` is missing")
+    outputs = run_page(ROOT / "docs/mobile.md", tmp_path)
+    rows = [line.split() for line in outputs[0].splitlines()[2:]]
+    assert rows[0][:4] == ["concatenation_5", "CONCATENATION", "-", "8"]
+    assert "dynamic for mobile" in outputs[1]
+    assert ["concatenation_5", "CONCATENATION", "-", "float"] in [
+        line.split()[:4] for line in outputs[1].splitlines()
+    ]
+    (analysis,) = json.loads((tmp_path / "int16x8.json").read_text())["analyses"]
+    assert {node["bits"] for node in analysis["nodes"]} == {16}
 
 
 @pytest.mark.slow
