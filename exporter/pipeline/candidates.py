@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,10 @@ from exporter.plan import TargetPlan
 from exporter.target_api import Need, VariantFile
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+IDLE = {
+    "observers": "it is not rounded to 8 bits",
+    "per_tensor": "it has no weights in int8 with a scale for each channel",
+}
 UNPAIRED = "between no two layers there is nothing but Relu, LeakyRelu or pooling"
 
 
@@ -100,6 +104,20 @@ class Candidates:
             self._job.steps.emit(Note(text=f"no node became int8: {model.file.name} brings nothing"))
         if model.file.scheme.equalize and model.prepared is not None and not _paired_layers(model.prepared):
             self._job.steps.emit(Note(text=f"{model.file.name}: `quantize.equalize` evened out nothing: {UNPAIRED}"))
+
+        for key, names in self._idle(model).items():
+            listed = ", ".join(f"'{name}'" for name in names)
+            self._job.steps.emit(
+                Note(text=f"{model.file.name}: `quantize.{key}` acts on nothing at {listed}: {IDLE[key]}")
+            )
+
+    def _idle(self, model: Int8Model) -> Mapping[str, Sequence[str]]:
+        asked = self._plan.quantize.scheme
+        if model.file.scheme.dynamic or not (asked.observers or asked.per_tensor):
+            return {}
+        from exporter.quantize import idle_names
+
+        return idle_names(model.file.path, asked)
 
     def _models(self, need: Need) -> list[Int8Model]:
         quantize = self._plan.quantize

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from exporter.quantize.dynamic import is_transformer, quantize_dynamic, suits_dynamic
     from exporter.quantize.energies import channel_decibels, decibels
     from exporter.quantize.equalize import paired_layers, uneven_pairs
+    from exporter.quantize.idle import idle_names
     from exporter.quantize.lints import lint
     from exporter.quantize.prepare import PREPARED, prepare_float
     from exporter.quantize.static import calibrate, quantize_calibrated, quantize_static
@@ -25,6 +26,7 @@ __all__ = [
     "channel_decibels",
     "correct_biases",
     "decibels",
+    "idle_names",
     "int8_tolerance",
     "is_transformer",
     "lint",
@@ -44,6 +46,7 @@ _HOMES = {
     "channel_decibels": "energies",
     "correct_biases": "correcting",
     "decibels": "energies",
+    "idle_names": "idle",
     "int8_tolerance": "tolerance",
     "is_transformer": "dynamic",
     "lint": "lints",

@@ -18,6 +18,7 @@ from exporter.quantize import (
     PREPARED,
     calibrate,
     decibels,
+    idle_names,
     lint,
     node_damage,
     prepare_float,
@@ -369,3 +370,24 @@ def test_a_relu_that_gives_nothing_but_zeros_stays_where_no_range_begins_at_zero
     decibel, coverage = compared(tmp_path, net(nodes, weights), scheme)
     assert decibel > 28
     assert [one.node for one in coverage.skipped] == ["relu"]
+
+
+def test_names_that_act_on_nothing_are_told(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("Erf", ["r"], ["e"], name="erf"),
+        helper.make_node("Gemm", ["e", "v"], ["y"], name="last"),
+    ]
+    onnx.save(net(nodes, {"w": values(1, WIDTH, WIDTH), "v": values(2, WIDTH, WIDTH)}), tmp_path / "float.onnx")
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "model.onnx"
+    observers = {"x": "mse", "h": "mse", "r": "mse", "e": "mse"}
+    scheme = QuantScheme(
+        reduce_range=True, exclude=("last",), observers=observers, per_tensor=("first", "relu", "last")
+    )
+    feed = {"x": values(0, 32, WIDTH)}
+    quantize_static(tmp_path / "float.onnx", file, scheme=scheme, batches=lambda: [feed], progress=lambda _: None)
+    assert idle_names(file, scheme) == {"observers": ("h", "e"), "per_tensor": ("relu", "last")}
+    wide = QuantScheme(per_channel=False, per_tensor=("first",))
+    assert idle_names(file, wide) == {"per_tensor": ("first",)}, "all have one scale already"
