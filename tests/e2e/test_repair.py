@@ -75,9 +75,12 @@ def test_a_detector_head_is_brought_back_within_the_gate_and_the_bundle_says_how
 
 
 def test_without_a_budget_the_gate_decides_and_nothing_is_published(place: Workplace) -> None:
-    place.write("none.toml", plan(quantize={"budget": 0}))
+    named = {"budget": 0, "observers": {"t": "mse", "r": "mse"}, "per_tensor": ["relu", "trunk_conv"]}
+    place.write("none.toml", plan(quantize=named))
     result = place.build("none.toml", "--no-profile", "--output", "none")
     assert result.code == 7
+    assert "int8: `quantize.observers` acts on nothing at 't': it is not rounded to 8 bits" in result.err
+    assert "int8: `quantize.per_tensor` acts on nothing at 'relu': " in result.err
     assert "SQNR in dB of output 'score' is " in result.err
     assert "[quantize] budget" in result.err
     assert not list((place.folder / "none").glob("*-cpu-*"))

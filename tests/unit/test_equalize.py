@@ -168,7 +168,8 @@ def test_asked_for_in_vain_it_says_so(tmp_path: Path, between: str, told: int) -
     events: list[Any] = []
     job: Any = SimpleNamespace(steps=SimpleNamespace(emit=events.append))
     nothing: Any = None
-    candidates = Candidates(job, nothing, (), nothing, 1, nothing, nothing)
+    plan: Any = SimpleNamespace(quantize=SimpleNamespace(scheme=QuantScheme(equalize=True)))
+    candidates = Candidates(job, plan, (), nothing, 1, nothing, nothing)
     file = Int8File(
         name="int8",
         path=tmp_path / "int8.onnx",
