@@ -75,8 +75,8 @@ def test_a_detector_head_is_brought_back_within_the_gate_and_the_bundle_says_how
 
 
 def test_without_a_budget_the_gate_decides_and_nothing_is_published(place: Workplace) -> None:
-    named = {"budget": 0, "observers": {"t": "mse", "r": "mse"}, "per_tensor": ["relu", "trunk_conv"]}
-    place.write("none.toml", plan(quantize=named))
+    named = {"quantize.observers": {"t": "mse", "r": "mse"}}
+    place.write("none.toml", plan(quantize={"budget": 0, "per_tensor": ["relu", "trunk_conv"]}, **named))
     result = place.build("none.toml", "--no-profile", "--output", "none")
     assert result.code == 7
     assert "int8: `quantize.observers` acts on nothing at 't': it is not rounded to 8 bits" in result.err
