@@ -17,6 +17,7 @@ from exporter.errors import InputError, StageError, shorten
 from exporter.quantize.coverage import EXCLUDED
 from exporter.quantize.details import check_names, quant_type
 from exporter.quantize.prepare import PREPARED, external_size, is_large, prepare
+from exporter.quantize.widening import in_float32
 
 if TYPE_CHECKING:
     import onnx
@@ -89,7 +90,8 @@ def quantize_dynamic(model: Path, output: Path, *, scheme: QuantScheme) -> Cover
 
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="prepared-") as temp:
         prepared = Path(temp) / PREPARED
-        prepare(model, prepared, large=is_large(model), equalized=scheme.equalize)
+        source = in_float32(model, Path(temp))
+        prepare(source, prepared, large=is_large(source), equalized=scheme.equalize)
         graph = onnx.load(prepared, load_external_data=False).graph
         check_names(graph, scheme, ())
         ops = _asked_ops(scheme)

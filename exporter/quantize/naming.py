@@ -90,7 +90,7 @@ def rename_clashing(model: onnx.ModelProto) -> dict[str, str]:
         New names by old ones.
     """
     graph = model.graph
-    taken = set(_names(graph))
+    taken = set(tensor_names(graph))
     constants = {tensor.name for tensor in graph.initializer}
     fixed = {value.name for value in graph.input} - constants | {value.name for value in graph.output}
     renamed: dict[str, str] = {}
@@ -115,7 +115,7 @@ def read_apart(model: onnx.ModelProto) -> None:
     hands out, or a graph inside of a node reads, in front of a clipping: it would get the range of what is clipped.
     """
     graph = model.graph
-    taken = set(_names(graph))
+    taken = set(tensor_names(graph))
     clipped = {node.input[0] for node in graph.node if node.op_type in ("Relu", "Clip")}
     made = {name for node in graph.node for name in node.output}
     ends = {value.name for value in graph.output}
@@ -126,11 +126,12 @@ def read_apart(model: onnx.ModelProto) -> None:
         taken.add(copy)
         _, *inner = all_graphs(graph)
         for one in inner:
-            _replace_reads(one, {name: copy})
+            rename_reads(one, {name: copy})
         _copy_behind(graph, name, copy)
 
 
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
+def tensor_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of all tensors of a graph and of those inside of its nodes."""
     for one in all_graphs(graph):
         yield from (tensor.name for tensor in one.initializer)
         yield from (value.name for value in (*one.input, *one.output))
@@ -141,7 +142,7 @@ def _read_apart(graph: onnx.GraphProto, name: str, taken: Container[str]) -> str
     """Lets all nodes read a copy of an input or output of the model; the copy's name."""
     copy = free_name(f"{name}_", taken)
     for one in all_graphs(graph):
-        _replace_reads(one, {name: copy})
+        rename_reads(one, {name: copy})
     maker = next((node for node in graph.node if name in node.output), None)
     if maker is None:
         _copy_behind(graph, name, copy)
@@ -164,7 +165,8 @@ def _copy_behind(graph: onnx.GraphProto, name: str, copy: str, *, described: str
         value.name = name if described else copy
 
 
-def _replace_reads(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+def rename_reads(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Lets the nodes of one graph read other tensors, by the names of those that they read."""
     for node in graph.node:
         _replace(node.input, names)
 

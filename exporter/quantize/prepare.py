@@ -12,13 +12,12 @@ from exporter.quantize.gemms import simplify_gemms
 from exporter.quantize.naming import free_name, read_apart, rename_clashing
 from exporter.quantize.opset import raised
 from exporter.quantize.sharing import separate_weights, share_weights
+from exporter.quantize.widening import SINGLE_FILE_LIMIT, in_float32
 
 if TYPE_CHECKING:
     import onnx
 
 PREPARED = "prepared.onnx"
-SINGLE_FILE_LIMIT = 1_900_000_000
-"""Protobuf ends at 2 GB; above this the weights go to a file beside the model."""
 
 
 def prepare(model: Path, prepared: Path, *, large: bool, equalized: bool = False) -> None:
@@ -56,10 +55,10 @@ def prepare_float(model: Path, folder: Path, *, equalized: bool) -> Path:
         equalized: even out channels between neighbouring layers.
     """
     prepared = folder / PREPARED
-    large = is_large(model)
     with tempfile.TemporaryDirectory(dir=folder, prefix="raised-") as place:
-        source = model if large else raised(model, Path(place))
-        prepare(source, prepared, large=large, equalized=equalized)
+        source = in_float32(model, Path(place))
+        large = is_large(source)
+        prepare(source if large else raised(source, Path(place)), prepared, large=large, equalized=equalized)
     return prepared
 
 

@@ -318,6 +318,13 @@ def test_an_output_computed_in_float_gets_a_255th_of_its_range_and_integers_none
     assert tolerances["index"].atol == 0
 
 
+def test_an_output_that_never_changes_may_be_rounded_all_the_same(tmp_path):
+    cnn(tmp_path, QuantScheme(exclude=("matmul",)))
+    expected = {"scores": np.full(3, 1000.0, np.float32)}
+    tolerance = int8_tolerance(tmp_path / "out" / "model.onnx", expected)["scores"]
+    assert tolerance.atol > np.spacing(np.float32(1000))
+
+
 def test_nodes_named_get_one_scale_for_their_weights(tmp_path):
     _, model = cnn(tmp_path)
     several = {name: scale.size for name, (_, scale, _, _) in weights_of(model).items()}

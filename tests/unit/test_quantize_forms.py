@@ -215,6 +215,71 @@ def test_stacked_matrices_on_the_left_have_kernels_that_run(tmp_path: Path) -> N
     assert coverage.quantized_ops == {"MatMul": 1}
 
 
+def in_halves(model: Any) -> Any:
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return model
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_model_in_halves_becomes_int8_and_keeps_its_inputs_and_outputs(tmp_path: Path, dynamic: bool) -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["a"], name="first"),
+        helper.make_node("Cast", ["a"], ["f"], name="to-float", to=TensorProto.FLOAT),
+        helper.make_node("Relu", ["f"], ["r"], name="relu"),
+        helper.make_node("Cast", ["r"], ["h"], name="to-half", to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "v"], ["y"], name="second"),
+    ]
+    weights = {"w": values(1, WIDTH, WIDTH), "b": values(2, WIDTH), "v": values(3, WIDTH, WIDTH)}
+    onnx.save(in_halves(net(nodes, weights, outputs=("y", "x"))), tmp_path / "float.onnx")
+    feed = {"x": values(0, 32, WIDTH).astype(np.float16)}
+    if dynamic:
+        coverage = quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx", scheme=SCHEME)
+    else:
+        coverage = quantize_static(
+            tmp_path / "float.onnx", tmp_path / "int8.onnx", scheme=SCHEME, batches=lambda: [feed], progress=print
+        )
+    assert coverage.quantized_ops["Gemm"] == coverage.quantized_ops["MatMul"] == 1
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert kinds == dict.fromkeys(("x", "y"), TensorProto.FLOAT16)
+    wide = {
+        tensor.name for tensor in graph.initializer if len(tensor.dims) == 2 and tensor.data_type != TensorProto.INT8
+    }
+    assert not wide, "weights are stored as bytes"
+    (wanted, same), (got, handed) = (
+        answers(tmp_path / name, feed, fused=True) for name in ("float.onnx", "int8.onnx")
+    )
+    np.testing.assert_array_equal(same, handed)
+    error = np.square(wanted.astype(float) - got).sum()
+    assert 10 * np.log10(np.square(wanted.astype(float)).sum() / error) > 28
+
+
+def test_a_mask_of_halves_is_left_out_of_ranges(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["s"], name="scores"),
+        helper.make_node("Where", ["m", "s", "low"], ["masked"], name="where"),
+        helper.make_node("Softmax", ["masked"], ["p"], name="softmax"),
+        helper.make_node("MatMul", ["p", "v"], ["y"], name="product"),
+    ]
+    mask = np.arange(WIDTH) % 3 > 0
+    weights = {"w": values(1, WIDTH, WIDTH), "v": values(2, WIDTH, WIDTH), "m": mask, "low": np.float32(-65504)}
+    onnx.save(in_halves(net(nodes, weights)), tmp_path / "float.onnx")
+    feed = {"x": values(0, 32, WIDTH).astype(np.float16)}
+    coverage = quantize_static(
+        tmp_path / "float.onnx", tmp_path / "int8.onnx", scheme=SCHEME, batches=lambda: [feed], progress=print
+    )
+    assert {one.node: one.reason for one in coverage.skipped}["softmax"] == "masked values pass through it"
+    wanted, got = (
+        answers(tmp_path / name, feed, fused=True)[0].astype(float) for name in ("float.onnx", "int8.onnx")
+    )
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()) > 25
+
+
 def test_a_graph_inside_of_a_node_reads_what_a_clipping_reads(tmp_path: Path) -> None:
     def branch(op: str) -> Any:
         node = helper.make_node(op, ["a"], [f"{op}_y"], name=op)
