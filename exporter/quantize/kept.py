@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from exporter.quantize.coverage import MASKED
 from exporter.quantize.gemms import unfit_gemms
-from exporter.quantize.states import States
+from exporter.quantize.states import States, merged
 
 if TYPE_CHECKING:
     import onnx
@@ -17,6 +17,14 @@ BOUNDS = "8-bit ranges hold zero, and its bounds do not"
 COMPUTED = "its bounds are computed at run time"
 DEAD = "it gave nothing but zeros on the calibration data, of which no range can be made"
 ODD_BIAS = "its bias is not one value a channel"
+APART = "a Softmax needs its values told apart more finely than 8 bits can over their range"
+FARTHEST = 255.0
+"""Range of what goes into a Softmax at which a step of 8 bits is one: two values a step apart differ by e times.
+
+Scores stay far below it. Masks of -10000 reach beyond, and then the scores beside them are lost.
+"""
+SCORING = ("Add", "Sub", "Mul", "Where", "Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze")
+"""Operators that put masks on scores, or move them."""
 
 
 def kept_in_float(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -> dict[str, str]:
@@ -45,7 +53,29 @@ def kept_in_float(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -
     # No 8-bit range holds a mask and what it masks.
     masked = {name for name, halves in states.items() if any(half.masked for half in halves)}
     reached = (node.name for node in graph.node if masked.intersection((*node.input, *node.output)))
-    return kept | dict.fromkeys(reached, MASKED)
+    return kept | dict.fromkeys(_far_apart(graph, states, scheme), APART) | dict.fromkeys(reached, MASKED)
+
+
+def _far_apart(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -> set[str]:
+    """Each Softmax whose input no 8-bit range resolves, and what makes that input of scores and masks."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def far(name: str) -> bool:
+        whole = merged(states[name]) if name in states else None
+        if whole is None or not whole.values:
+            return False
+        low, high = whole.range(scheme.observers.get(name, scheme.observer))
+        return max(high, 0.0) - min(low, 0.0) > FARTHEST
+
+    waiting = [node for node in graph.node if node.op_type == "Softmax" and far(node.input[0])]
+    found: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found.add(node.name)
+            before = (makers[name] for name in node.input if name in makers and far(name))
+            waiting.extend(one for one in before if one.op_type in SCORING)
+    return found
 
 
 def _unfit(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> str | None:
