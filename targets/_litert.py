@@ -14,14 +14,14 @@ import msgspec
 from exporter.artifacts import canonical
 from exporter.errors import DataError, StageError, shorten
 from exporter.target_api import ConvertRequest, unheard
-from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob
+from targets._litert_jobs import FAILED, RUN, STATIC, ConversionJob, Failure, Program, VariantJob
 from targets._warm import warm_process
 
 if TYPE_CHECKING:
     from exporter.target_api import Arrays
 
 MODULE = "targets._litert_worker"
-QUANTIZER = ("ai_edge_quantizer.quantizer", "ai_edge_quantizer.calibrator", "ai_edge_litert.tools.flatbuffer_utils")
+QUANTIZER = ("ai_edge_quantizer.quantizer", "ai_edge_litert.tools.flatbuffer_utils")
 CONVERTER = ("torch", "litert_torch", *QUANTIZER)
 """What the process imports; the libraries behind it take seconds."""
 SECONDS = 4 * 3600
@@ -171,6 +171,14 @@ def _run(folder: Path, job: ConversionJob, tell: Callable[[str], None] = unheard
     if failed.is_file():
         raise _meaning(msgspec.json.decode(failed.read_bytes(), type=Failure))
     ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    if told[-1].startswith(RUN) and code != -9:
+        raise StageError(
+            f"LiteRT crashes on the {told[-1].removeprefix(RUN).strip()} file",
+            where=f"{told[-1]} (ai-edge-litert)",
+            why=f"its process ended with {ending}: one of its kernels cannot do what the file asks of it",
+            hint="leave that variant out of `[targets.mobile] variants`, or operators in float with its `exclude`; "
+            "the end of the process's output is in the run log (`-v` shows it)",
+        )
     raise StageError(
         f"the converter's process ended with {ending}",
         where=f"{told[-1]} (litert-torch, ai-edge-quantizer, ai-edge-litert)",

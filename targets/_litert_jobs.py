@@ -14,6 +14,8 @@ Precision = Literal["float32", "float16", "int8", "int16x8", "dynamic-int8"]
 STATIC: tuple[Precision, ...] = ("int8", "int16x8")
 """What needs ranges of activations, and with them calibration data."""
 FAILED = "failed.json"
+RUN = "run once as"
+"""The stage in which a file is run, before a precision."""
 
 
 class VariantJob(Value, frozen=True, kw_only=True):

@@ -21,30 +21,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import canonical
-from targets._litert_jobs import FAILED, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
+from targets._litert_jobs import FAILED, RUN, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
+from targets._tflite_anchor import anchored, remove_anchor
 from targets._tflite_names import give_names, placeholder
+from targets._tflite_ranges import observe
 from targets._tflite_schemes import Ranges, read_ranges, reasons_for
 from targets._tflite_signature import mend_signature
+from targets.runner.tflite_runtime import open_session
 
 SIGNATURE = "serving_default"
 
 
-class Samples:
-    """Calibration samples of an npz file, read again on each pass: the quantizer makes two."""
-
-    def __init__(self, path: str) -> None:
-        self._archive = np.load(path, allow_pickle=False)
-        self._keys: dict[str, dict[str, str]] = {}
-        for key in self._archive.files:
+def samples_of(path: str) -> Iterator[dict[str, NDArray[np.generic]]]:
+    """Calibration samples of an npz file, one after the other."""
+    with np.load(path, allow_pickle=False) as archive:
+        names: dict[str, dict[str, str]] = {}
+        for key in archive.files:
             sample, _, name = key.partition("/")
-            self._keys.setdefault(sample, {})[name] = key
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[np.generic]]]:
-        for names in self._keys.values():
-            yield {name: self._archive[key] for name, key in names.items()}
+            names.setdefault(sample, {})[name] = key
+        for keys in names.values():
+            yield {name: archive[key] for name, key in keys.items()}
 
 
 @contextmanager
@@ -146,27 +142,12 @@ def from_pixels(module: Any, example: dict[str, Any], job: Program) -> tuple[Any
 
 
 def calibrate(job: ConversionJob) -> None:
-    """Writes the ranges of all tensors.
-
-    The quantizer's own calibration is a moving average that clips; the extremes themselves are taken unless the plan
-    says otherwise.
-    """
-    calibrator, recipe = library("ai_edge_quantizer.calibrator"), library("ai_edge_quantizer.recipe")
-    recipe_manager = library("ai_edge_quantizer.recipe_manager")
-    qsv_utils = library("ai_edge_quantizer.utils.qsv_utils")
-    samples = Samples(str(job.calibration))
-    update = {"minmax": qsv_utils.min_max_update, "moving-average": qsv_utils.moving_average_update}[job.observer]
-    rules = recipe_manager.RecipeManager()
-    rules.load_quantization_recipe(recipe.static_wi8_ai8())
-    observing = calibrator.Calibrator(job.float_file, num_threads=1, qsv_update_func=update)
-    observing.calibrate({SIGNATURE: samples}, rules)
-    found = observing.get_model_qsvs()
+    """Writes the ranges of all tensors."""
+    samples = samples_of(str(job.calibration))
+    found = observe(Path(job.float_file), samples, average=job.observer == "moving-average")
     if not found:
-        raise ValueError(f"calibration saw no tensor in {len(samples)} samples")
-    plain = {
-        tensor: {side: np.asarray(value).tolist() for side, value in one.items()} for tensor, one in found.items()
-    }
-    Path(job.ranges).write_text(json.dumps(plain), encoding="utf-8")
+        raise ValueError("there are no samples to calibrate with")
+    Path(job.ranges).write_text(json.dumps(found), encoding="utf-8")
 
 
 def as_arrays(ranges: Ranges) -> dict[str, Any]:
@@ -212,13 +193,30 @@ def quantize(float_file: Path, variant: VariantJob, ranges: Ranges) -> None:
     for name in reasons_for(float_file, variant.left, ranges):
         # The quantizer finds an operator by the names of its results, each followed by a semicolon.
         rules.add_quantization_config(f"^{re.escape(name)};", operators.ALL_SUPPORTED, algorithm_key="no_quantize")
-    worker = quantizer.Quantizer(str(float_file), rules.get_quantization_recipe())
+    worker = quantizer.Quantizer(anchored(float_file), rules.get_quantization_recipe())
     result = worker.quantize(
         as_arrays(ranges) if ranges else None, enable_progress_bar=False, enable_progress_report=False
     )
     result.export_model(variant.file)
+    remove_anchor(Path(variant.file))
     real = variant.precision in STATIC and not variant.integer_io
     mend_signature(float_file, Path(variant.file), real=real)
+
+
+def try_out(file: str, calibration: str | None) -> None:
+    """Runs a file once: one that the runtime crashes on must end this process, and not the build.
+
+    Args:
+        file: it.
+        calibration: samples, of which the first is taken; zeros where there are none.
+    """
+    session = open_session(file, 1)
+    sample: dict[str, NDArray[np.generic]] | None = None
+    if calibration is not None:
+        sample = next(samples_of(calibration), None)
+    session.run(
+        sample or {name: np.zeros([int(one) for one in shape], dtype) for name, dtype, shape in session.inputs()}
+    )
 
 
 def library(name: str) -> Any:
@@ -235,6 +233,8 @@ def main() -> None:
     if job.program is not None:
         with begin("convert"):
             convert_float(job.program, float_file)
+        with begin(f"{RUN} float32"):
+            try_out(job.float_file, job.calibration)
     if job.calibration is not None:
         with begin("calibrate"):
             calibrate(job)
@@ -242,8 +242,8 @@ def main() -> None:
     for variant in job.variants:
         with begin(f"quantize to {variant.precision}"):
             quantize(float_file, variant, ranges if variant.precision in STATIC else {})
-            # A file that the runtime crashes on must end this process, and not the build.
-            library("ai_edge_litert.interpreter").Interpreter(variant.file, num_threads=1).allocate_tensors()
+        with begin(f"{RUN} {variant.precision}"):
+            try_out(variant.file, job.calibration)
 
 
 if __name__ == "__main__":

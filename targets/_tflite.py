@@ -63,6 +63,12 @@ def operators(model: Path) -> list[Operator]:
     return [one for graph in read.subgraphs for one in graph_operators(read, graph)]
 
 
+def inner_operators(model: Path) -> list[str]:
+    """Names of the operators in the graphs that other operators run: bodies of loops and of reductions."""
+    read = read_model(model)
+    return [one.name for graph in read.subgraphs[1:] for one in graph_operators(read, graph)]
+
+
 def graph_operators(model: Any, graph: Any) -> list[Operator]:
     """Operators of one of a model's graphs, in the order in which they run."""
 

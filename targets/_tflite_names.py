@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,32 @@ def _name_tensors(model: Any) -> None:
     graph = model.subgraphs[int(signature.subgraphIndex)]  # Others are bodies of loops.
     names = {int(entry.tensorIndex): text(entry.name) for entry in (*signature.outputs, *signature.inputs)}
     taken = set(names.values())
-    for number, (kind, operator) in enumerate(zip(operator_kinds(model, graph), graph.operators, strict=True)):
-        for place, index in enumerate(map(int, operator.outputs)):
-            name = f"{kind.lower()}_{number}" + (f"_{place}" if place else "")
-            while name in taken:
-                name += "_"
-            taken.add(names.setdefault(index, name))
-    # A constant may go by what the user calls an output, and the quantizer wants every name once.
-    others = [index for index in range(len(graph.tensors)) if index not in names]
-    for index in others:
-        name = text(graph.tensors[index].name)
+
+    def fresh(name: str) -> str:
         while name in taken:
             name += "_"
-        taken.add(names.setdefault(index, name))
+        taken.add(name)
+        return name
+
+    for index, name in _results(model, graph):
+        if index not in names:
+            names[index] = fresh(name)
+    # A constant may go by what the user calls an output, and the quantizer wants every name once.
+    for index, tensor in enumerate(graph.tensors):
+        if index not in names:
+            names[index] = fresh(text(tensor.name))
     for index, name in names.items():
         graph.tensors[index].name = name
+    for inside, body in enumerate(one for one in model.subgraphs if one is not graph):
+        for index, name in _results(model, body):
+            body.tensors[index].name = fresh(f"inside_{inside}_{name}")
+
+
+def _results(model: Any, graph: Any) -> Iterator[tuple[int, str]]:
+    """Indices of what a graph's operators give, and names made of their types and numbers."""
+    for number, (kind, operator) in enumerate(zip(operator_kinds(model, graph), graph.operators, strict=True)):
+        for place, index in enumerate(map(int, operator.outputs)):
+            yield index, f"{kind.lower()}_{number}" + (f"_{place}" if place else "")
 
 
 def text(name: bytes | str) -> str:

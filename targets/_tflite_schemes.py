@@ -23,6 +23,7 @@ BYTES = "turns bytes into the values that are quantized"
 UNFIT = "in this converter's form of it integers can go wrong"
 MOVES = "moves what is left in float"
 MASKED = "masked values pass through it"
+INSIDE = "it runs inside another operator, where calibration does not see"
 
 Ranges = Mapping[str, Mapping[str, Any]]
 """By tensor, `min` and `max` of what it reached on the calibration data."""
@@ -111,7 +112,10 @@ def reasons_for(float_file: Path, left: Left, ranges: Ranges) -> Mapping[str, st
         left: what is to stay in float.
         ranges: those that a static variant is made with; none for others.
     """
-    reasons = dict.fromkeys(_masked(float_file, ranges) if ranges else (), MASKED)
+    reasons: dict[str, str] = {}
+    if ranges:
+        reasons |= dict.fromkeys(_tflite.inner_operators(float_file), INSIDE)
+        reasons |= dict.fromkeys(_masked(float_file, ranges), MASKED)
     for one in _tflite.operators(float_file):
         if one.kind in left.types:
             reasons[one.name] = EXCLUDED

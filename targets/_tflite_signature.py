@@ -1,4 +1,4 @@
-"""What the quantizer leaves at the edge of a .tflite file, put right: names, and types that are to stay float."""
+"""What the quantizer leaves wrong in a .tflite file, put right: names and types at its edge, and forms of sums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def mend_signature(float_file: Path, quantized: Path, *, real: bool) -> None:
     """Points the signature's names at the tensors at the quantized graph's edge, and makes that edge float again.
 
     Where an output is also an operator's input, the quantizer adds a tensor for the output and leaves the signature
-    with the integer one; or it adds one for the operator, and leaves the output itself an integer.
+    with the integer one; or it adds one for the operator, which takes it with other steps, and makes that the output,
+    or leaves the output itself an integer. Sums of 16 bits are told to take any scales.
 
     Args:
         float_file: what the file was made from.
@@ -30,11 +31,10 @@ def mend_signature(float_file: Path, quantized: Path, *, real: bool) -> None:
     pairs = zip(before.signatureDefs, after.signatureDefs, strict=True)
     for old, new in pairs:
         edges, moved = before.subgraphs[old.subgraphIndex], after.subgraphs[new.subgraphIndex]
+        moved.outputs = [_first(after, moved, int(index)) for index in moved.outputs]
         if real:
             moved.outputs = [
-                _as_real(after, moved, int(index))
-                if tensor_type(edges.tensors[int(was)]) == "FLOAT32"
-                else int(index)
+                _as_real(after, moved, index) if tensor_type(edges.tensors[int(was)]) == "FLOAT32" else index
                 for was, index in zip(edges.outputs, moved.outputs, strict=True)
             ]
         for side in ("inputs", "outputs"):
@@ -42,15 +42,26 @@ def mend_signature(float_file: Path, quantized: Path, *, real: bool) -> None:
             wanted = {text(entry.name): places[int(entry.tensorIndex)] for entry in getattr(old, side)}
             for entry in getattr(new, side):
                 entry.tensorIndex = wanted[text(entry.name)]
+    for graph in after.subgraphs:
+        _take_any_scales(graph)
     quantized.unlink()
     utils.write_model(after, str(quantized))
+
+
+def _take_any_scales(graph: Any) -> None:
+    """Keeps 16-bit sums from the kernel for powers of two.
+
+    LiteRT takes it where all scales happen to be near powers of two, and crashes where they are far from each other.
+    """
+    for operator in graph.operators:
+        if hasattr(operator.builtinOptions, "potScaleInt16"):
+            operator.builtinOptions.potScaleInt16 = False
 
 
 def _as_real(model: Any, graph: Any, index: int) -> int:
     """The tensor that holds an integer tensor's values in float; one is added where there is none."""
     if tensor_type(graph.tensors[index]) not in INTEGERS:
         return index
-    index = _first(model, graph, index)
     for kind, operator in zip(operator_kinds(model, graph), graph.operators, strict=True):
         if kind == DEQUANTIZE and list(map(int, operator.inputs)) == [index]:
             return int(operator.outputs[0])

@@ -64,7 +64,7 @@ class MobileTarget:
     """The mobile target; see `exporter.target_api.Target`."""
 
     name = "mobile"
-    version = 3
+    version = 4
     summary = "Android, iOS: .tflite fp32 and static int8 (s8s8) on LiteRT, or ORT format on onnxruntime"
     options_type = MobileOptions
     products = PRODUCTS

@@ -95,6 +95,31 @@ class Recurrent(nn.Module):
         return self.head(self.cells(x)[0][:, -1])
 
 
+class Masked(nn.Module):
+    """Attention that leaves out what it is told to, by minus infinity; what its head takes is an output too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.layer(x, src_key_padding_mask=padding).mean(1)
+        return seen, self.head(seen)
+
+
+class Pooled(nn.Module):
+    """Pooling in three directions, which the converter writes as a graph inside the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool3d(2)
+        self.head = nn.Linear(2 * 11 * 11, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.mixed(x)).flatten(1))
+
+
 class Six(nn.Module):
     """All of them behind one signature: converting costs seconds, most of them for imports."""
 
@@ -108,18 +133,26 @@ class Six(nn.Module):
                 "transformer": Encoder(),
                 "lstm": Recurrent(nn.LSTM),
                 "gru": Recurrent(nn.GRU),
+                "pooled": Pooled(),
             }
         )
+        self.masked = Masked()
 
     def forward(self, image: Tensor, ids: Tensor, series: Tensor) -> dict[str, Tensor]:
         given = {"transformer": ids, "lstm": series, "gru": series}
-        return {name: net(given.get(name, image)) for name, net in self.nets.items()}
+        answers = {name: net(given.get(name, image)) for name, net in self.nets.items()}
+        # At the end: what is read there and is an output as well is where the quantizer goes wrong.
+        seen, answers["masked"] = self.masked(series, (ids > VOCABULARY // 2) & (ids != ids[:, :1]))
+        return answers | {"seen": seen}
 
 
 IMAGE = TensorSpec(name="image", dtype="float32", shape=(1, 3, 24, 24))
 IDS = TensorSpec(name="ids", dtype="int64", shape=(1, LENGTH))
 SERIES = TensorSpec(name="series", dtype="float32", shape=(1, LENGTH, 6))
-LEAST_DB = {"cnn": 35.0, "resnet": 35.0, "depthwise": 35.0, "transformer": 27.0, "lstm": 25.0, "gru": 25.0}
+LEAST_DB = {
+    "cnn": 35.0, "resnet": 35.0, "depthwise": 35.0, "transformer": 27.0, "lstm": 25.0, "gru": 25.0, "pooled": 30.0,
+    "masked": 18.0, "seen": 18.0,
+}  # fmt: skip
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -362,7 +395,8 @@ def test_an_operator_in_float_takes_those_that_only_move_its_result_with_it(six:
     reasons = {one.node: one.reason for one in made.coverage.skipped}
     assert reasons[first] == "left in float by name"
     followers = with_movers(float_file, [first]) - {first}
-    assert followers == {node for node, reason in reasons.items() if reason == "moves what is left in float"}
+    before = {one.node for one in six.variant("int8").coverage.skipped}
+    assert followers == {n for n, reason in reasons.items() if reason == "moves what is left in float"} - before
     assert made.coverage.quantized == six.variant("int8").coverage.quantized - 1 - len(followers)
 
 

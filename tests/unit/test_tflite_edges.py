@@ -1,15 +1,21 @@
-"""What goes wrong in .tflite files where the quantizer is left to itself: infinite scales, integer edges, names."""
+"""What goes wrong in .tflite files where the quantizer is left to itself: ranges, integer edges, names, the end."""
 
+import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from targets import _tflite
-from targets._litert_worker import library
+from targets._litert_jobs import VariantJob
+from targets._litert_worker import library, quantize
+from targets._tflite_anchor import ANCHOR
 from targets._tflite_names import give_names
+from targets._tflite_ranges import observe
 from targets._tflite_schemes import MASKED, Left, reasons_for
 from targets._tflite_signature import _as_real, mend_signature
 
@@ -45,6 +51,98 @@ def test_constants_that_mask_are_found(mask: float, tmp_path: Path) -> None:
     finite = {one.name: {"min": [[0.0]], "max": [[1.0]]} for one in _tflite.operators(FLOAT)}
     assert found
     assert set(reasons_for(tmp_path / "masked.tflite", Left(), finite)) >= found
+
+
+def images(count: int) -> list[dict[str, Any]]:
+    ((name, given),) = runner(FLOAT).get_input_details().items()
+    draw = np.random.default_rng(0)
+    return [{name: draw.normal(size=given["shape"]).astype(np.float32)} for _ in range(count)]
+
+
+def runner(model: Path) -> Any:
+    return Interpreter(str(model)).get_signature_runner()
+
+
+def taken() -> str:
+    """The input's tensor, which the signature calls otherwise."""
+    graph = _tflite.read_model(FLOAT).subgraphs[0]
+    return _tflite.text(graph.tensors[int(graph.inputs[0])].name)
+
+
+def test_ranges_are_the_extremes_of_all_samples_or_their_moving_average() -> None:
+    samples = images(3)
+    ranges = observe(FLOAT, iter(samples), average=False)
+    given = [values for one in samples for values in one.values()]
+    assert ranges[taken()] == {
+        side: np.full((1,) * given[0].ndim, extreme(given)).tolist()
+        for side, extreme in (("min", np.min), ("max", np.max))
+    }
+    first, second, third = (float(one.min()) for one in given)
+    average = observe(FLOAT, iter(samples), average=True)[taken()]["min"]
+    np.testing.assert_allclose(np.ravel(average), 0.95 * (0.95 * first + 0.05 * second) + 0.05 * third, rtol=1e-6)
+    assert ranges.keys() == {taken(), *(one.name for one in _tflite.operators(FLOAT))}
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min, -1e9, np.nan])
+def test_a_mask_in_any_sample_is_in_the_range(mask: float, average: bool) -> None:
+    samples = images(100)
+    for values in samples[0].values():
+        values[0, 0, 0, 0] = mask
+    found = json.loads(json.dumps(observe(FLOAT, iter(samples), average=average)))
+    (reader,) = [one.name for one in _tflite.operators(FLOAT) if taken() in one.tensors]
+    assert reasons_for(FLOAT, Left(), found)[reader] == MASKED
+
+
+def test_a_tensor_that_nothing_uses_has_no_range(tmp_path: Path) -> None:
+    def unused(_: Any, graph: Any) -> None:
+        tensor = library("ai_edge_litert.schema_py_generated").TensorT()
+        tensor.name, tensor.shape, tensor.buffer = "unused", [1, 4], 0
+        graph.tensors.append(tensor)
+
+    made = changed(tmp_path, unused)
+    ranges = observe(made, iter(images(2)), average=False)
+    assert "unused" not in ranges
+    quantize(made, VariantJob(precision="int8", file=str(tmp_path / "int8.tflite")), ranges)
+    assert _tflite.coverage(tmp_path / "int8.tflite", dynamic=False).quantized
+
+
+@pytest.mark.parametrize("integer_io", [False, True])
+def test_an_operator_at_the_end_takes_integers_from_an_output_that_it_reads(integer_io: bool, tmp_path: Path) -> None:
+    def read_at_the_end(model: Any, graph: Any) -> None:
+        last = int(graph.operators[-1].inputs[0])
+        graph.outputs = [*graph.outputs, last]
+        (signature,) = model.signatureDefs
+        entry = library("ai_edge_litert.schema_py_generated").TensorMapT()
+        entry.name, entry.tensorIndex = "before", last
+        signature.outputs.append(entry)
+
+    made, file = changed(tmp_path, read_at_the_end), tmp_path / "int8.tflite"
+    quantize(
+        made,
+        VariantJob(precision="int8", file=str(file), integer_io=integer_io),
+        observe(made, iter(images(4)), average=False),
+    )
+    kinds = [one for one in _tflite.operators(file) if one.kind not in _tflite.EDGES]
+    assert [one.kind for one in kinds] == [one.kind for one in _tflite.operators(made)]
+    assert kinds[-1].taken[0] == kinds[-1].results[0] == "INT8"
+    names = [_tflite.text(one.name) for one in _tflite.read_model(file).subgraphs[0].tensors]
+    assert not [one for one in names if ANCHOR in one]
+    outputs = runner(file).get_output_details()
+    assert set(outputs) == {"before", *runner(FLOAT).get_output_details()}
+    assert {one["dtype"] for one in outputs.values()} == {np.int8 if integer_io else np.float32}
+
+
+def test_16_bit_sums_take_scales_that_are_not_powers_of_two(tmp_path: Path) -> None:
+    def summed(model: Any, graph: Any) -> None:
+        schema = library("ai_edge_litert.schema_py_generated")
+        graph.operators[-1].builtinOptions = schema.AddOptionsT()
+        graph.operators[-1].builtinOptionsType = schema.BuiltinOptions.AddOptions
+
+    made = changed(tmp_path, summed)
+    assert _tflite.read_model(made).subgraphs[0].operators[-1].builtinOptions.potScaleInt16 is True
+    mend_signature(FLOAT, made, real=True)
+    assert _tflite.read_model(made).subgraphs[0].operators[-1].builtinOptions.potScaleInt16 is False
 
 
 def changed(tmp_path: Path, change: Callable[[Any, Any], None]) -> Path:
@@ -103,6 +201,32 @@ def test_integers_at_the_edge_stay_where_they_are_asked_for(tmp_path: Path) -> N
     made = changed(tmp_path, left_integer)
     mend_signature(FLOAT, made, real=False)
     assert [edge.dtype for edge in _tflite.edges(made)] == ["int8"]
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_an_output_has_its_own_steps_where_an_operator_takes_it_with_narrower_ones(
+    real: bool, tmp_path: Path
+) -> None:
+    def narrowed(model: Any, graph: Any) -> None:
+        left_integer(model, graph)
+        schema = library("ai_edge_litert.schema_py_generated")
+        tensor, code, operator = (
+            deepcopy(graph.tensors[int(graph.outputs[0])]),
+            schema.OperatorCodeT(),
+            schema.OperatorT(),
+        )
+        tensor.name, tensor.quantization.scale = "narrower", [0.25]
+        graph.tensors.append(tensor)
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+        model.operatorCodes.append(code)
+        operator.opcodeIndex = len(model.operatorCodes) - 1
+        operator.inputs, operator.outputs = [int(graph.outputs[0])], [len(graph.tensors) - 1]
+        graph.operators.append(operator)
+        graph.outputs = [len(graph.tensors) - 1]
+
+    made = changed(tmp_path, narrowed)
+    mend_signature(FLOAT, made, real=real)
+    assert set(_tflite.output_scales(made).values()) == {0.5}
 
 
 def test_a_constant_gives_way_to_an_output_of_its_name(tmp_path: Path) -> None:
