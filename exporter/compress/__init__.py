@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exporter.compress.calling import Batch, Batches, Call
     from exporter.compress.channels import ChannelPruning, PrunedChannels, prune_channels
-    from exporter.compress.counting import compressed_bytes, count_macs, measure_cost, share_of_macs
+    from exporter.compress.counting import compressed_bytes, count_bytes, count_macs, measure_cost, share_of_macs
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
     from exporter.compress.ordering import Ordered, order_by_name
@@ -46,6 +46,7 @@ __all__ = [
     "batch_norms",
     "check_sharing",
     "compressed_bytes",
+    "count_bytes",
     "count_macs",
     "distil",
     "factorise",
@@ -77,6 +78,7 @@ _LATE = {
     "Batches": "calling",
     "Call": "calling",
     "compressed_bytes": "counting",
+    "count_bytes": "counting",
     "count_macs": "counting",
     "measure_cost": "counting",
     "share_of_macs": "counting",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +26,30 @@ def as_batch(batch: Batch | Tensor) -> Batch:
     if isinstance(batch, Tensor):
         raise TypeError("a batch is a tuple of tensors, one for each input, and not a tensor: give `(tensor,)`")
     return batch
+
+
+def first_input(given: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """What a layer is called with, as hooks are told: it may be passed by name."""
+    tensor: Tensor = given[0] if given else next(iter(named.values()))
+    return tensor
+
+
+def learnable(module: nn.Module) -> nn.Module:
+    """The module with gradients for all parameters that can have them: tables of whole numbers cannot."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return module
+
+
+def is_computed(layer: nn.Module) -> bool:
+    """Whether a layer's weight is made anew of other parameters at every run, as weight and spectral norm do."""
+    return "weight" not in layer._parameters and isinstance(getattr(layer, "weight", None), Tensor)
+
+
+COMPUTED = (
+    "its weight is made anew of others at every run (weight or spectral norm): take that out in the factory and save "
+    "the weights again"
+)
 
 
 def plainly(module: nn.Module, batch: Batch) -> Sequence[Tensor]:

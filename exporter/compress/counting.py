@@ -18,16 +18,20 @@ LEVEL = 10
 """zstd level: what a download or an update would use."""
 
 
+def count_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers; what several layers have in common counts once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _state(module))
+
+
 def measure_cost(module: nn.Module, batch: Batch, *, call: Call = plainly) -> ModelCost:
     """Counts a module's cost; MACs are counted while it runs on `batch`, and divided by its samples."""
     parameters = list(module.parameters())
     values = sum(tensor.numel() for tensor in parameters)
-    state = _state(module)
     zeros = sum(int((tensor == 0).sum()) for tensor in parameters)
     return ModelCost(
         parameters=values,
         macs=count_macs(module, batch, call=call),
-        bytes=sum(tensor.numel() * tensor.element_size() for tensor in state),
+        bytes=count_bytes(module),
         compressed_bytes=compressed_bytes(module),
         zeros=zeros / values if values else 0.0,
     )
@@ -126,6 +130,10 @@ def compressed_bytes(module: nn.Module) -> int | None:
 
 
 def _state(module: nn.Module) -> list[torch.Tensor]:
-    return [
-        tensor.detach().contiguous() for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor)
-    ]
+    """Parameters and buffers, each once: a file keeps what several layers have in common once, too."""
+    found: dict[object, torch.Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+            found.setdefault(place, tensor.detach().contiguous())
+    return list(found.values())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from exporter.compress.calling import Batch, Call
+from exporter.compress.calling import COMPUTED, Batch, Call, is_computed, learnable
 from exporter.compress.groups import ChannelGroup, Cut
 from exporter.compress.heads import possible_heads
 from exporter.compress.low_rank import check_names
@@ -20,6 +20,9 @@ from exporter.errors import MissingError, ModelError, shorten
 
 if TYPE_CHECKING:
     import torch_pruning
+
+SLACK = 4
+"""How many times the largest size of a parameter a list of indices may be long, for what is flattened on the way."""
 
 
 def channel_groups(
@@ -45,7 +48,7 @@ def channel_groups(
         ModelError: `ignore` names no module, or the model cannot be followed at all.
     """
     check_names(module, ignore)
-    traced = copy.deepcopy(module).eval().requires_grad_(True)
+    traced = learnable(copy.deepcopy(module).eval())
     graph = _graph(traced, batch, call)
     names: dict[Any, str] = {one: name for name, one in traced.named_modules()}
     parameters = {id(one): name for name, one in traced.named_parameters()}
@@ -61,6 +64,9 @@ def channel_groups(
             left.append(f"{shown} left alone: ignored as asked")
             continue
         cuts = tuple(_cuts(graph, found, names, parameters))
+        if any(cut.handler and is_computed(traced.get_submodule(cut.name)) for cut in cuts):
+            left.append(f"{shown} left alone: {COMPUTED}")
+            continue
         made = _sized(traced, name, found, cuts, multiple)
         reason = unfit_group(traced, made, batch, call) if isinstance(made, ChannelGroup) else made
         if reason and (heads := _by_heads(traced, name, found, cuts, batch, call)) is not None:
@@ -83,9 +89,7 @@ def _graph(traced: nn.Module, batch: Batch, call: Call) -> Any:
         graph: Any = tp.DependencyGraph()  # type: ignore[no-untyped-call]
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return graph.build_dependency(
-                traced, batch, forward_fn=lambda one, _: tuple(call(one, batch)), verbose=False
-            )
+            graph.build_dependency(traced, batch, forward_fn=lambda one, _: tuple(call(one, batch)), verbose=False)
     except Exception as error:
         raise ModelError(
             "torch-pruning cannot follow this model's channels",
@@ -93,6 +97,36 @@ def _graph(traced: nn.Module, batch: Batch, call: Call) -> Any:
             why=shorten(f"{type(error).__name__}: {error}"),
             hint="use low-rank, prune-weights or a smaller student (distil) instead",
         ) from error
+    widest = max((size for one in traced.parameters() for size in one.shape), default=0)
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = _Bounded(dependency.index_mapping, SLACK * widest)
+    return graph
+
+
+class _Bounded(list[Any]):
+    """Maps of indices of which none leads beyond what layers have.
+
+    Where two branches are multiplied and flattened, torch-pruning goes round in circles, with more indices each time.
+    """
+
+    def __init__(self, maps: Sequence[Any], most: int) -> None:
+        super().__init__([None] * len(maps))
+        self.most = most
+        for place, one in enumerate(maps):
+            self[place] = one
+
+    def __setitem__(self, place: Any, one: Any) -> None:
+        super().__setitem__(place, one and self._bounded(one))
+
+    def _bounded(self, one: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def mapped(indices: Any) -> Any:
+            found = one(indices)
+            if len(found) > self.most or any(index.idx >= self.most for index in found):
+                raise ValueError("they multiply at every turn")
+            return found
+
+        return mapped
 
 
 def _found(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from exporter.compress.structure import names_in_common, tie
+
 if TYPE_CHECKING:
     import torch_pruning
 
@@ -70,7 +72,7 @@ def without(module: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[
         groups: all that are meant.
         removed: indices of units, by the name of the group.
     """
-    result = copy.deepcopy(module)
+    result, common = copy.deepcopy(module), names_in_common(module)
     found: dict[tuple[str, Any], tuple[Cut, set[int]]] = {}
     for group in groups:
         gone = {channel for unit in removed.get(group.name, ()) for channel in group.units[unit]}
@@ -91,4 +93,4 @@ def without(module: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[
         kept = torch.tensor([index for index in range(old.shape[cut.dim]) if index not in indices])
         narrow = nn.Parameter(old.detach().index_select(cut.dim, kept), requires_grad=old.requires_grad)
         setattr(result.get_submodule(place), leaf, narrow)
-    return result
+    return tie(result, common)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import Batch, Call, plainly
-from exporter.compress.structure import LowRank
+from exporter.compress.calling import COMPUTED, Batch, Call, is_computed, plainly
+from exporter.compress.structure import LowRank, names_in_common
 from exporter.errors import ModelError, closest, shorten
 
 
@@ -46,7 +46,7 @@ def factorise(
     ranks: dict[str, int] = {}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     left: list[str] = []
-    common = _in_common(result)
+    common = names_in_common(result)
     for name, layer in result.named_modules():
         if not name:
             continue  # The model itself cannot be replaced within itself.
@@ -57,8 +57,8 @@ def factorise(
             outputs, inputs = matrix.shape
             if any(name == one or name.startswith(f"{one}.") for one in ignore):
                 reason = "ignored as asked"
-            elif other := common.get(f"{name}.weight"):
-                reason = f"its weight is that of {other} too"
+            elif others := common.get(f"{name}.weight"):
+                reason = f"its weight is that of {others[0]} too"
             elif chosen * (outputs + inputs) >= outputs * inputs:
                 reason = f"rank {chosen} of {len(s)} is no less work"
             else:
@@ -86,14 +86,6 @@ def factorise(
             if getattr(module.get_submodule(name), "bias", None) is not None:
                 result.get_parameter(f"{name}.1.bias").copy_(module.get_parameter(f"{name}.bias"))
     return result, LowRank(ranks=ranks), tuple(left)
-
-
-def _in_common(module: nn.Module) -> dict[str, str]:
-    """For each parameter that has several names another one of them."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {name: next(one for one in all_ if one != name) for all_ in names.values() if all_[1:] for name in all_}
 
 
 def _read_itself(module: nn.Module, ranks: Mapping[str, int], batch: Batch, call: Call) -> dict[str, str]:
@@ -178,6 +170,8 @@ def _pair(layer: nn.Module, rank: int) -> nn.Sequential:
 
 def _unfit(layer: nn.Module) -> str:
     """Why a layer cannot be a pair; empty when it can, `other` when it has nothing to do with pairs."""
+    if isinstance(layer, nn.Linear | nn.Conv2d) and is_computed(layer):
+        return COMPUTED
     if type(layer) is nn.Linear:
         return ""
     if type(layer) is nn.Conv2d:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from exporter.compress.calling import Batch, Call, as_batch, plainly
+from exporter.compress.calling import Batch, Call, as_batch, first_input, plainly
 from exporter.errors import DataError
 
 AT_ONCE = 1 << 30
@@ -42,7 +43,7 @@ def reestimate_norms(module: nn.Module, batches: Iterable[Batch], *, call: Call 
     if not norms:
         return result
     seen = {id(norm): _Seen() for norm in norms}
-    hooks = [norm.register_forward_pre_hook(seen[id(norm)].add) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(seen[id(norm)].add, with_kwargs=True) for norm in norms]
     for norm in norms:
         norm.training = True
     with torch.no_grad():
@@ -74,10 +75,10 @@ class _Seen:
         self.count = 0
         self.mean = self.squares = torch.zeros(1, dtype=torch.float64)
 
-    def add(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def add(self, norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Counts what the norm is about to normalise (Chan 1979, which loses no digits where means are large)."""
         del norm
-        values = inputs[0].detach().transpose(0, 1).flatten(1).double()
+        values = first_input(inputs, named).detach().transpose(0, 1).flatten(1).double()
         count, mean = values.shape[1], values.mean(1)
         whole = self.count + count
         apart = mean - self.mean

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import torch
 from torch import Tensor, nn
 
 from exporter.artifacts import Value
@@ -93,7 +94,32 @@ def widths_between(before: nn.Module, after: nn.Module) -> Widths:
     return Widths(attributes=attributes, shapes=shapes)
 
 
+def names_in_common(module: nn.Module) -> dict[str, list[str]]:
+    """For each parameter that has several names the others of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: [one for one in all_ if one != name] for all_ in names.values() if all_[1:] for name in all_}
+
+
+def tie(module: nn.Module, common: Mapping[str, Sequence[str]]) -> nn.Module:
+    """Makes parameters one again, in place, that were one before each was cut for itself, where they still agree.
+
+    Args:
+        module: after the cuts.
+        common: names in common before them.
+    """
+    for name, others in common.items():
+        for other in others:
+            one, twin = module.get_parameter(name), module.get_parameter(other)
+            if one is not twin and one.shape == twin.shape and torch.equal(one, twin):
+                place, _, leaf = other.rpartition(".")
+                setattr(module.get_submodule(place), leaf, one)
+    return module
+
+
 def _apply_widths(module: nn.Module, widths: Widths) -> None:
+    common = names_in_common(module)
     for name, changed in widths.attributes.items():
         owner = _submodule(module, name)
         for key, value in changed.items():
@@ -113,6 +139,7 @@ def _apply_widths(module: nn.Module, widths: Widths) -> None:
             setattr(owner, leaf, nn.Parameter(narrowed, requires_grad=tensor.requires_grad))
         else:
             setattr(owner, leaf, narrowed)
+    tie(module, common)
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:

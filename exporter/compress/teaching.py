@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import Batch, Call, as_batch, plainly
+from exporter.compress.calling import Batch, Call, as_batch, learnable, plainly
 from exporter.compress.lessons import (
     WHERE,
     Hints,
@@ -129,7 +129,7 @@ def distil(
     if teaching.loss == "kl":
         check_classes(answers[0])
     goals = goals_of(answers, teaching.loss, teaching.temperature, teaching.fuse)
-    taught = copy.deepcopy(student).requires_grad_(True).to(device)
+    taught = learnable(copy.deepcopy(student)).to(device)
     check_outputs(taught, inputs, goals, call)
     targets = None if labels is None else checked_labels(labels.to(device), goals[0], teaching.loss)
     with torch.random.fork_rng(devices=[]):  # Dropout and maps between features, the same each time.

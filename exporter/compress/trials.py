@@ -12,11 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 from exporter.compress.calling import Batch, Call, as_batch
 from exporter.compress.groups import ChannelGroup, without
+from exporter.compress.reordering import reordered
 from exporter.errors import shorten
 
 FUNCTIONAL = {f"conv{kind}" for kind in ("1d", "2d", "3d", "_transpose1d", "_transpose2d", "_transpose3d")} | {
     "linear"
 }
+MIXED = "the model mixes its channels in a way that torch-pruning does not follow"
 SAME = 1e-3
 """Largest difference, relative to the outputs, between channels that are gone and channels that nobody reads."""
 
@@ -36,10 +38,20 @@ def unfit_group(module: nn.Module, group: ChannelGroup, batch: Batch, call: Call
                 wanted = call(_unread(module, group, gone), batch) if group.exact else got
             except Exception as error:
                 return f"the model does not run without some of its channels: {shorten(error, 100)}"
-            for one, other in zip(got, wanted, strict=True):
-                if not _close(one, other):
-                    return "the model mixes its channels in a way that torch-pruning does not follow"
+            if not _all_close(got, wanted):
+                return MIXED
+        # What norms over channels give depends on those that are gone, but not on their order.
+        if (
+            not group.exact
+            and (other := reordered(module, group))
+            and not _all_close(call(other.eval(), batch), whole)
+        ):
+            return MIXED
     return ""
+
+
+def _all_close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(_close(one, other) for one, other in zip(some, others, strict=True))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
@@ -96,10 +108,11 @@ def bare_parameters(module: nn.Module, batch: Batch, call: Call) -> list[str]:
     known = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention, nn.RNNBase)
     with torch.no_grad(), _Bare() as watch:
         call(module, batch)
+    layers = {id(one) for layer in module.modules() if isinstance(layer, known) for one in layer.parameters(False)}
     found = []
     for name, parameter in module.named_parameters():
-        owner = module.get_submodule(name.rpartition(".")[0])
-        if id(parameter) in watch.seen and not isinstance(owner, known):
+        # A layer's weight may have another name as well, as an embedding's.
+        if id(parameter) in watch.seen and id(parameter) not in layers:
             found.append(f"{name} left alone: a bare parameter of a functional {watch.seen[id(parameter)]}")
     return found
 

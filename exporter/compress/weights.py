@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import Batch, Call, plainly
+from exporter.compress.calling import COMPUTED, Batch, Call, first_input, is_computed, learnable, plainly
 from exporter.compress.channels import accumulate_gradients
 from exporter.compress.low_rank import check_names
 from exporter.compress.structure import Sparse
@@ -91,13 +91,22 @@ def _layers(
     module: nn.Module, pruning: WeightPruning, left: list[str]
 ) -> Iterable[tuple[str, nn.Linear | nn.modules.conv._ConvNd]]:
     first: dict[int, str] = {}
+    kept = {
+        id(one): name
+        for name, one in module.named_parameters(remove_duplicate=False)
+        if _within(name, pruning.ignore)
+    }
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
             continue
-        if (one := first.setdefault(id(layer.weight), name)) != name:
+        if is_computed(layer):
+            left.append(f"{name} left alone: {COMPUTED}")
+        elif (one := first.setdefault(id(layer.weight), name)) != name:
             left.append(f"{name} has its weight in common with {one}: it counts once")
         elif _within(name, pruning.ignore):
             left.append(f"{name} left alone: ignored as asked")
+        elif id(layer.weight) in kept:
+            left.append(f"{name} left alone: its weight is {kept[id(layer.weight)]} too, which is ignored as asked")
         elif pruning.pattern != "free" and _inputs_last(layer, layer.weight).shape[-1] % RUN:
             left.append(f"{name} left alone: its inputs do not divide into runs of {RUN}")
         else:
@@ -137,7 +146,7 @@ def _scores(
     if pruning.importance == "magnitude":
         return {name: layer.weight.detach().abs() for name, layer in layers.items()}
     if pruning.importance == "taylor":
-        module.requires_grad_(True)
+        learnable(module)
         accumulate_gradients(module, batches(), call)
         found = {name: (layer.weight.detach(), layer.weight.grad) for name, layer in layers.items()}
         module.zero_grad(set_to_none=True)
@@ -147,7 +156,7 @@ def _scores(
     # A weight that several layers have in common sees the inputs of all of them.
     named = {id(layer.weight): name for name, layer in layers.items()}
     hooks = [
-        layer.register_forward_hook(partial(_add_squares, squares, named[id(layer.weight)]))
+        layer.register_forward_hook(partial(_add_squares, squares, named[id(layer.weight)]), with_kwargs=True)
         for layer in module.modules()
         if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) and id(layer.weight) in named
     ]
@@ -165,11 +174,11 @@ def _scores(
 
 
 def _add_squares(
-    squares: dict[str, Tensor], name: str, layer: nn.Linear | nn.modules.conv._ConvNd, inputs: tuple[Tensor, ...],
-    output: Tensor,
+    squares: dict[str, Tensor], name: str, layer: nn.Linear | nn.modules.conv._ConvNd, inputs: tuple[Any, ...],
+    given: dict[str, Any], output: Tensor,
 ) -> None:  # fmt: skip
     del output
-    values = inputs[0].detach()
+    values = first_input(inputs, given).detach()
     values = values if isinstance(layer, nn.Linear) else values.movedim(1, -1)
     squares[name] = squares.get(name, torch.zeros(values.shape[-1])) + values.reshape(
         -1, values.shape[-1]

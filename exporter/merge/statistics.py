@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,12 @@ def fisher_information(
         ModelError: no output has gradients, or `kl` is asked for of outputs that tell no classes apart.
     """
     random = torch.Generator().manual_seed(seed)
-    module = module.eval().requires_grad_(True)
-    named = dict(module.named_parameters(remove_duplicate=False))
+    module = module.eval()
+    named = {
+        name: parameter.requires_grad_(True)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter.is_floating_point()
+    }
     sums = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     samples = 0
     try:
@@ -87,12 +91,12 @@ def grams(module: nn.Module, batches: Iterable[Batch], *, call: Call) -> dict[st
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
             key = f"{name}.weight" if name else "weight"
 
-            def look(layer: nn.Module, given: tuple[Tensor, ...], key: str = key) -> None:
-                seen = _rows(layer, given[0]).double()
+            def look(layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], key: str = key) -> None:
+                seen = _rows(layer, given[0] if given else next(iter(named.values()))).double()
                 found[key] = found.get(key, 0.0) + seen.T @ seen
                 rows[key] = rows.get(key, 0) + len(seen)
 
-            handles.append(layer.register_forward_pre_hook(look))
+            handles.append(layer.register_forward_pre_hook(look, with_kwargs=True))
     try:
         with torch.no_grad():
             for batch in batches:

@@ -189,7 +189,7 @@ class Models:
             "example": checked.example_digest,
             "versions": versions("torch", "zstandard"),
         }
-        stored = self.steps.stored("count", 2, parts, build, label="count parameters and work")
+        stored = self.steps.stored("count", 3, parts, build, label="count parameters and work")
         return load_json(stored.folder / "cost.json", ModelCost)
 
 

@@ -98,9 +98,10 @@ def _share(what: str, bench: Bench, module: nn.Module, model: TorchModel) -> Cal
         batch = next(iter(bench.models.calibration(bench.inputs)))
         return share_of_macs(module, batch, call=bench.models.call(model, bench.inputs))
 
+    from exporter.compress import count_bytes
+
     def values(one: nn.Module) -> int:
-        tensors = one.parameters() if what == "parameters" else one.state_dict().values()
-        return sum(tensor.numel() * (1 if what == "parameters" else tensor.element_size()) for tensor in tensors)
+        return sum(tensor.numel() for tensor in one.parameters()) if what == "parameters" else count_bytes(one)
 
     whole = values(module)
     return lambda candidate: values(candidate) / whole

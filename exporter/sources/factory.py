@@ -63,8 +63,19 @@ def load_factory(plan: ModelPlan) -> nn.Module:
         load_weights(module, plan.weights, allow_pickle=plan.allow_pickle)
     module.eval()
     module.requires_grad_(False)
+    _settle_computed(module)
     _HANDED[module] = (plan.weights, _fingerprint(module))
     return module
+
+
+def _settle_computed(module: nn.Module) -> None:
+    """Takes the history of gradients off weights that old-style norms compute at every run: it cannot be copied."""
+    from torch import Tensor
+
+    for one in module.modules():
+        for name, value in vars(one).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(one)[name] = value.detach()
 
 
 _HANDED: WeakKeyDictionary[nn.Module, tuple[Path | None, tuple[object, ...]]] = WeakKeyDictionary()

@@ -17,6 +17,7 @@ from exporter.compress import (
     WeightPruning,
     apply_structure,
     count_macs,
+    measure_cost,
     prune_channels,
     prune_weights,
     read_structure,
@@ -366,6 +367,83 @@ def test_a_target_out_of_reach_is_refused_with_the_best_reachable() -> None:
         pruned(resnet(), images(), 0.01, multiple=16)
     with pytest.raises(ModelError, match="no channels can be pruned"):
         pruned(resnet(), images(), 0.5, multiple=64)
+
+
+class Language(nn.Module):
+    """Words in and out by one table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(50, 32), nn.LayerNorm(32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.out = nn.Linear(32, 50, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        return self.out(x + self.down(torch.relu(self.up(self.norm(x)))))
+
+
+def test_weights_in_common_stay_in_common() -> None:
+    torch.manual_seed(0)
+    model, ids = Language().eval(), torch.randint(0, 50, (4, 6))
+    result = pruned(model, ids, 0.55)
+    assert result.module.out.weight is result.module.words.weight
+    assert result.module.out.weight.shape == (50, result.widths["down"][1]) < (50, 32)
+    again = apply_structure(copy.deepcopy(model), (result.change,))
+    assert again.out.weight is again.words.weight
+    assert measure_cost(again, (ids,)).bytes == 4 * sum(one.numel() for one in again.parameters())
+    assert not any(line.startswith("words") for line in result.left)
+
+
+class Turned(nn.Module):
+    """Channels that a norm mixes, read in another order than they are made in, where asked."""
+
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        self.turned = turned
+        self.first, self.norm, self.middle, self.head = (
+            nn.Linear(8, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 4)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        return self.head(torch.relu(self.middle(x.flip(-1) if self.turned else x)))
+
+
+def test_channels_that_a_norm_mixes_are_followed_rightly_or_left_alone() -> None:
+    torch.manual_seed(0)
+    assert "first" in pruned(Turned(turned=False).eval(), tokens(), 0.5).widths
+    result = pruned(Turned(turned=True).eval(), tokens(), 0.9)
+    assert list(result.widths) == ["middle"]
+    assert any(line.startswith("first, norm left alone: the model mixes its channels") for line in result.left)
+
+
+class Bilinear(nn.Module):
+    """Two branches multiplied and flattened: torch-pruning goes round in circles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 32, 3), nn.Conv2d(3, 32, 3)
+        self.head, self.last = nn.Linear(1024, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.einsum("bcn,bdn->bcd", self.one(x).flatten(2), self.other(x).flatten(2))
+        return self.last(torch.relu(self.head(pairs.flatten(1))))
+
+
+def test_branches_that_are_multiplied_are_left_alone_instead_of_followed_for_ever() -> None:
+    torch.manual_seed(0)
+    result = pruned(Bilinear().eval(), images(), 0.9)
+    assert list(result.widths) == ["head"]
+    assert any("one left alone: its channels cannot be followed: they multiply" in line for line in result.left)
+
+
+def test_layers_whose_weights_are_made_anew_are_left_alone() -> None:
+    wrapped = nn.utils.parametrizations.weight_norm(nn.Linear(8, 32))
+    result = pruned(nn.Sequential(wrapped, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), tokens(), 0.9)
+    assert list(result.widths) == ["2"]
+    assert any(line.startswith("0 left alone: its weight is made anew") for line in result.left)
 
 
 def test_the_same_seed_takes_the_same_random_channels() -> None:

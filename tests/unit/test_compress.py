@@ -56,6 +56,26 @@ def test_norms_get_the_statistics_of_the_inputs_and_the_original_keeps_its_own()
     assert repaired[1].momentum == model[1].momentum
 
 
+class ByName(nn.Module):
+    """Calls its layers by name, and has a table of whole numbers among its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 4)
+        self.table = nn.Parameter(torch.arange(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=self.norm(input=x).mean((2, 3)))[:, self.table]
+
+
+def test_layers_called_by_name_and_parameters_of_whole_numbers_are_taken() -> None:
+    model = ByName().eval()
+    repaired = reestimate_norms(model, [(images(32),)])
+    torch.testing.assert_close(repaired.norm.running_mean, images(32).mean((0, 2, 3)))
+    taught = distil(repaired, [model], (images(32),), Teaching(epochs=2))
+    assert taught.student.table.dtype == torch.int64
+
+
 def test_single_samples_are_refused_because_they_have_no_variance() -> None:
     model = net()
     with pytest.raises(DataError, match="cannot be estimated on single samples"):

@@ -373,6 +373,25 @@ def test_importances_of_whole_numbers_are_refused() -> None:
         fisher_information(torch.nn.Linear(2, 1), [(torch.ones(2, 2),)], call=plainly)
 
 
+class ByName(torch.nn.Module):
+    """Calls its layer by name, and has a table of whole numbers among its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+        self.table = torch.nn.Parameter(torch.arange(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(input=x)[:, self.table]
+        return out
+
+
+def test_layers_called_by_name_and_parameters_of_whole_numbers_are_known_too() -> None:
+    inputs = torch.randn(16, 3)
+    assert set(fisher_information(ByName(), [(inputs,)], call=plainly)) == {"layer.weight", "layer.bias"}
+    torch.testing.assert_close(grams(ByName(), [(inputs,)], call=plainly)["layer.weight"], inputs.T @ inputs / 16)
+
+
 def test_importances_of_a_map_of_classes_are_those_of_its_pixels() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(1, 3, 1, bias=False)

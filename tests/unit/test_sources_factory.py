@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -195,6 +196,16 @@ def test_element_type_of_the_module_is_kept(project):
     save_file(weights(project), project / "w.safetensors")
     module = load_factory(plan(project, "half", weights=project / "w.safetensors"))
     assert module[0].linear.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils:FutureWarning")
+def test_a_module_with_norms_of_weights_in_their_old_form_can_be_copied(project):
+    (project / "normed.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 2)))\n"
+    )
+    module = load_factory(ModelPlan(source=f"{project / 'normed.py'}:make"))
+    inputs = torch.randn(3, 4)
+    assert torch.equal(copy.deepcopy(module)(inputs), module(inputs))
 
 
 def test_parameters_that_are_tied_may_be_stored_once(project):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from exporter.compress import WeightPruning, compressed_bytes, prune_weights, sparse_weights
+from exporter.compress import WeightPruning, compressed_bytes, factorise, prune_weights, sparse_weights
 from exporter.errors import ModelError
 
 
@@ -99,6 +100,56 @@ def test_a_weight_that_layers_have_in_common_is_pruned_once_by_the_inputs_of_all
     assert "two has its weight in common with one: it counts once" in notes
     assert pruned.two.weight is pruned.one.weight
     assert bool((pruned.one.weight[:, 0] != 0).all())
+
+
+@pytest.mark.parametrize("ignore", ["one", "two"])
+def test_a_weight_that_an_ignored_layer_has_too_stays(ignore: str) -> None:
+    pruned, change, notes = prune_weights(Tied(), lambda: [], WeightPruning(sparsity=0.5, ignore=(ignore,)))
+    assert change.weights == ("head.weight",)
+    assert bool((pruned.one.weight != 0).all())
+    assert ignore == "one" or "one left alone: its weight is two.weight too, which is ignored as asked" in notes
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "parametrizations.weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "taylor"])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils:FutureWarning")
+def test_a_weight_that_is_made_anew_at_every_run_is_left_alone(norm: str, importance: str) -> None:
+    """Zeros put into it would be gone at the next run, and nobody told."""
+    wrap = operator.attrgetter(norm)(nn.utils)
+    model = nn.Sequential(wrap(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 4)).requires_grad_(False).eval()
+    model(torch.randn(2, 8))  # Old norms leave their first result with a history, which cannot be copied.
+    inputs = torch.randn(16, 8)
+    pruning = WeightPruning(sparsity=0.5, importance=importance)
+    pruned, change, notes = prune_weights(model, lambda: [(inputs,)], pruning)
+    assert change.weights == ("2.weight",)
+    assert notes[0].startswith("50.0% of 64 weights in 1 layers")
+    assert any(note.startswith("0 left alone: its weight is made anew") for note in notes)
+    pruned(inputs)
+    assert torch.allclose(pruned[0].weight, model[0].weight)
+    with pytest.raises(ModelError, match="no layer becomes less work") as caught:
+        factorise(model, rank=1, ignore=("2",))
+    assert "0 left alone: its weight is made anew" in str(caught.value)
+
+
+class ByName(nn.Module):
+    """Calls its layers by name, and has a table of whole numbers among its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.table = nn.Parameter(torch.arange(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=torch.relu(self.first(input=x)))[:, self.table]
+
+
+@pytest.mark.parametrize("importance", ["activation", "taylor"])
+def test_layers_called_by_name_and_parameters_of_whole_numbers_are_taken(importance: str) -> None:
+    pruned, change, _ = prune_weights(
+        ByName(), lambda: [(torch.randn(16, 8),)], WeightPruning(sparsity=0.5, importance=importance)
+    )
+    assert change.weights == ("first.weight", "head.weight")
+    assert int((pruned.first.weight == 0).sum()) == 64
 
 
 def test_a_layer_that_lost_every_weight_is_named() -> None:
