@@ -254,6 +254,9 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
             SQNR is then the lowest that there is.
         weakest: the channel with the lowest SQNR, which the whole output's does not show where channels differ in
             size; None where no two channels have a signal, or none has an error. Gates do not read it.
+        varying_db: SQNR of what differs from the mean of its channel, along the second axis or the last, the lower
+            one: the whole output's is mostly that of an offset where there is one. None where nothing differs or has
+            an error. Gates do not read it.
     """
 
     output: str
@@ -264,6 +267,7 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
     floating: bool = True
     broken: int = 0
     weakest: WeakestChannel | None = None
+    varying_db: float | None = None
 
 
 class MetricResult(Value, frozen=True, kw_only=True):

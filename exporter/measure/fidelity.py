@@ -86,7 +86,7 @@ class _Divergence:
             left, right, error = (np.where(masked, 0.0, values) for values in (left, right, error))
         self.real.add(left, right, error)
         if floating:
-            self.channels.add(left, error)
+            self.channels.add(left, error, finite & ~masked)
         if wanted.ndim >= 2 and wanted.shape[-1] > 1:
             self.rows += wanted.size // wanted.shape[-1]
             self.agreeing += int(np.sum(wanted.argmax(-1) == got.argmax(-1)))
@@ -103,6 +103,7 @@ class _Divergence:
             floating=floating,
             broken=self.broken,
             weakest=self.channels.weakest(),
+            varying_db=self.channels.varying_db(),
         )
 
 

@@ -74,22 +74,28 @@ class Gates:
             )
 
     def unseen(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> tuple[str, ...]:
-        """Channels that are lost in outputs that pass: the gate, which goes by the whole output, cannot see them."""
+        """What is lost in outputs that pass: the gate, which goes by the whole output, cannot see it."""
         evaluation = self._whole.evaluation
         measured = judged_by(evaluation) is not None
         if measured and evaluation is not None and evaluation.metric != "accuracy":
             return ()
-        lost: dict[str, list[tuple[str, float, WeakestChannel]]] = {}
+        channels: dict[str, list[tuple[str, float, WeakestChannel]]] = {}
+        varying: dict[str, list[tuple[str, float, float]]] = {}
         for variant, fidelity in judged:
             names = [output.output for output in fidelity.outputs]
             seen = set(names) - set(unjudged(self._whole, names)) if measured else set()
             for output in fidelity.outputs:
-                weak, whole = output.weakest, output.sqnr_db
-                if weak is None or whole is None or output.output in seen:
+                weak, whole, own = output.weakest, output.sqnr_db, output.varying_db
+                if whole is None or output.output in seen:
                     continue
-                if weak.sqnr_db < min(LOST_DB, whole - LOST_DB):
-                    lost.setdefault(output.output, []).append((variant.name, whole, weak))
-        return tuple(_lost_text(name, found) for name, found in lost.items())
+                if own is not None and own < min(LOST_DB, whole - LOST_DB):
+                    varying.setdefault(output.output, []).append((variant.name, whole, own))
+                elif weak is not None and weak.sqnr_db < min(LOST_DB, whole - LOST_DB):
+                    channels.setdefault(output.output, []).append((variant.name, whole, weak))
+        return (
+            *(_steady_text(name, found) for name, found in varying.items()),
+            *(_lost_text(name, found) for name, found in channels.items()),
+        )
 
     def warn_of_chance(self, fidelity: Fidelity, signature: Signature) -> None:
         """A trained model that guesses points to labels in another order; the gate, being relative, cannot see it."""
@@ -116,10 +122,29 @@ class Gates:
 
 def _lost_text(output: str, found: Sequence[tuple[str, float, WeakestChannel]]) -> str:
     _, whole, weak = min(found, key=lambda one: one[2].sqnr_db)
-    names = ", ".join(name for name, _, _ in found)
-    least = round(weak.sqnr_db, 1) + 0.0  # No "-0.0".
     return (
-        f"output '{output}' is lost in part ({names}): at index {weak.index} of axis {weak.axis} its SQNR is "
-        f"{least:.1f} dB, though as a whole it has {whole:.1f} dB. The gate does not see it: let a metric of your "
-        "own judge it ([evaluation] metric), and see with `edge-exporter analyze` where it is lost"
+        f"output '{output}' is lost in part ({_names(found)}): at index {weak.index} of axis {weak.axis} its SQNR is "
+        f"{_decibels(weak.sqnr_db)} dB, though as a whole it has {whole:.1f} dB. {_UNSEEN}"
     )
+
+
+def _steady_text(output: str, found: Sequence[tuple[str, float, float]]) -> str:
+    _, whole, own = min(found, key=lambda one: one[2])
+    return (
+        f"of output '{output}' little is left but its mean ({_names(found)}): what differs from sample to sample has "
+        f"an SQNR of {_decibels(own)} dB, though as a whole it has {whole:.1f} dB. {_UNSEEN}"
+    )
+
+
+_UNSEEN = (
+    "The gate does not see it: let a metric of your own judge it ([evaluation] metric), and see with "
+    "`edge-exporter analyze` where it is lost"
+)
+
+
+def _names(found: Sequence[tuple[str, float, object]]) -> str:
+    return ", ".join(name for name, _, _ in found)
+
+
+def _decibels(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # No "-0.0".

@@ -190,6 +190,35 @@ def test_what_has_no_two_channels_has_no_weakest_one():
     assert measured(*parts).outputs[0].weakest is None, "positions of a dynamic axis are no channels"
 
 
+@pytest.mark.parametrize("shape", [(40,), (40, 3), (40, 3, 2)])
+def test_what_varies_is_judged_without_the_mean_that_is_always_there(shape):
+    random = np.random.default_rng(0)
+    offsets = 1000.0 * (1 + np.arange(math.prod(shape[1:2])))
+    varying = random.normal(size=shape)
+    wanted = varying + offsets.reshape(-1, *[1] * len(shape[2:])) if len(shape) > 1 else varying + offsets[0]
+    got = wanted + random.normal(size=shape)
+    (result,) = measured(*(({"y": wanted[i : i + 8]}, {"y": got[i : i + 8]}) for i in range(0, 40, 8))).outputs
+    centred = wanted - wanted.mean((0, *range(2, len(shape))), keepdims=True)
+    own = 10 * math.log10(np.square(centred).sum() / np.square(got - wanted).sum())
+    assert result.sqnr_db > 50 > own
+    assert result.varying_db == pytest.approx(own, abs=0.01)
+
+
+def test_where_nothing_varies_or_nothing_is_wrong_there_is_no_noise_of_it():
+    same = np.full((6, 2), 5.0, np.float32)
+    assert one(same, same + np.float32(1)).varying_db is None
+    wide = np.arange(12, dtype=np.float32).reshape(6, 2)
+    assert one(wide, wide).varying_db is None
+
+
+def test_masks_have_no_part_in_the_mean():
+    wanted = np.tile(np.array([[1.0, -1e9], [3.0, 4.0]], np.float32), (8, 1))
+    got = wanted + np.where(wanted > 0, np.float32(0.5), np.float32(0))
+    without = one(np.array([[1.0], [3.0]] * 8, np.float32), np.array([[1.5], [3.5]] * 8, np.float32)).varying_db
+    assert without == pytest.approx(10 * math.log10(1 / 0.25))
+    assert one(wanted, got).varying_db == pytest.approx(10 * math.log10(16 / 6)), "of 24 values 16 vary"
+
+
 @pytest.mark.parametrize("got", [{}, {"y": np.ones((2, 4))}, {"y": np.ones((3, 3))}])
 def test_an_output_that_is_missing_or_of_another_shape_is_an_error(got):
     with pytest.raises(StageError, match="output 'y' changed its shape"):

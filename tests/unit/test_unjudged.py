@@ -59,6 +59,26 @@ def test_a_channel_that_is_lost_in_an_output_that_passes_is_told_unless_a_metric
     assert gates.unseen([judged("int8", 15.0, 8.0)]) == ()
 
 
+@pytest.mark.parametrize(("evaluation", "told"), [('labels = "y"', 0), ("", 1)])
+def test_an_output_of_which_only_the_mean_is_left_is_told(tmp_path: Path, evaluation: str, told: int) -> None:
+    def judged(name: str, whole: float, varying: float) -> tuple[VariantFile, Fidelity]:
+        weak = WeakestChannel(axis=1, index=4, sqnr_db=varying)
+        head = OutputFidelity(
+            output="head", sqnr_db=whole, cosine=1.0, max_abs_error=0.1, weakest=weak, varying_db=varying
+        )
+        fidelity = Fidelity(reference="onnx", reference_digest="d", samples=4, data="evaluation", outputs=(head,))
+        return VariantFile(name=name, main="m", runtime="onnxruntime", precision="int8"), fidelity
+
+    plan = plan_of(tmp_path, evaluation)
+    gates = Gates(cast(Steps, None), "cpu", plan, plan.targets[0])
+    found = gates.unseen([judged("int8", 73.6, -11.3), judged("fp32", 130.0, 90.0)])
+    assert len(found) == told, "and it is told once"
+    for text in found:
+        assert "of output 'head' little is left but its mean (int8)" in text
+        assert "an SQNR of -11.3 dB, though as a whole it has 73.6 dB" in text
+    assert gates.unseen([judged("int8", 15.0, 8.0)]) == ()
+
+
 def plan_of(tmp_path: Path, evaluation: str) -> Plan:
     for name in ("net.onnx", "eval.npz", "own.py"):
         (tmp_path / name).touch()
