@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from exporter.artifacts import canonical
 from targets._litert_jobs import FAILED, RUN, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
 from targets._tflite_anchor import anchored, remove_anchor
+from targets._tflite_kept import Ranges
 from targets._tflite_names import give_names, placeholder
 from targets._tflite_ranges import observe
-from targets._tflite_schemes import Ranges, read_ranges, reasons_for
+from targets._tflite_schemes import read_ranges, reasons_for
 from targets._tflite_signature import mend_signature
 from targets.runner.tflite_runtime import open_session
 

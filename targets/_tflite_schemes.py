@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from exporter.artifacts import QuantScheme, Value
 from exporter.errors import InputError, closest, shorten
 from targets import _tflite
+from targets._tflite_kept import Ranges, kept_in_float
 
 OBSERVERS = ("minmax", "moving-average")
 CHOSEN = ("observer", "exclude", "ops", "dynamic")
@@ -22,11 +22,6 @@ BY_NAME = "left in float by name"
 BYTES = "turns bytes into the values that are quantized"
 UNFIT = "in this converter's form of it integers can go wrong"
 MOVES = "moves what is left in float"
-MASKED = "masked values pass through it"
-INSIDE = "it runs inside another operator, where calibration does not see"
-
-Ranges = Mapping[str, Mapping[str, Any]]
-"""By tensor, `min` and `max` of what it reached on the calibration data."""
 
 
 def checked_scheme(asked: QuantScheme) -> QuantScheme:
@@ -112,10 +107,7 @@ def reasons_for(float_file: Path, left: Left, ranges: Ranges) -> Mapping[str, st
         left: what is to stay in float.
         ranges: those that a static variant is made with; none for others.
     """
-    reasons: dict[str, str] = {}
-    if ranges:
-        reasons |= dict.fromkeys(_tflite.inner_operators(float_file), INSIDE)
-        reasons |= dict.fromkeys(_masked(float_file, ranges), MASKED)
+    reasons = kept_in_float(float_file, ranges)
     for one in _tflite.operators(float_file):
         if one.kind in left.types:
             reasons[one.name] = EXCLUDED
@@ -128,15 +120,3 @@ def reasons_for(float_file: Path, left: Left, ranges: Ranges) -> Mapping[str, st
     moved = dict.fromkeys(_tflite.with_movers(float_file, reasons), MOVES)
     # What only moves pixels need not follow: rounded before or after, they are rounded once.
     return {**dict.fromkeys(_tflite.byte_operators(float_file), BYTES), **moved, **reasons}
-
-
-def _masked(float_file: Path, ranges: Ranges) -> list[str]:
-    """Names of the operators at a tensor that reaches values that mask others, infinities among them.
-
-    No scale fits a mask and what it masks: all that is not masked would be rounded to zero. That of an infinity would
-    be infinite, and runtimes crash on a file with one.
-    """
-    wide = {
-        name for name, found in ranges.items() if any(_tflite.has_masks(value) for value in found.values())
-    } | _tflite.masking_constants(float_file)
-    return [one.name for one in _tflite.operators(float_file) if not wide.isdisjoint(one.tensors)]

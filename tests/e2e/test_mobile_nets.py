@@ -23,6 +23,7 @@ from targets._litert import requantize
 from targets._litert_jobs import VariantJob
 from targets._mobile_tflite import base_of
 from targets._tflite import MOVERS, operators, with_movers
+from targets._tflite_kept import APART, MASKED
 from targets._tflite_schemes import Left, check_left
 
 Arrays = dict[str, NDArray[Any]]
@@ -96,7 +97,7 @@ class Recurrent(nn.Module):
 
 
 class Masked(nn.Module):
-    """Attention that leaves out what it is told to, by minus infinity; what its head takes is an output too."""
+    """Attention that leaves out what it is told to, by masks of two kinds; what its head takes is an output too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +105,9 @@ class Masked(nn.Module):
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.layer(x, src_key_padding_mask=padding).mean(1)
+        x = self.layer(x, src_key_padding_mask=padding)
+        scores = x @ x.transpose(1, 2) + padding[:, None] * -10_000.0
+        seen = (scores.softmax(-1) @ x).mean(1)
         return seen, self.head(seen)
 
 
@@ -263,6 +266,15 @@ def test_what_is_integer_is_counted_and_what_is_not_is_named(six: Made) -> None:
         assert 0 < coverage.quantized <= coverage.eligible
         assert coverage.eligible == coverage.quantized + len(coverage.skipped)
         assert coverage.quantized_ops["CONV_2D"] >= 4
+
+
+def test_attention_with_masks_of_either_kind_stays_in_float(six: Made) -> None:
+    for name in ("int8", "int16x8"):
+        coverage = six.variant(name).coverage
+        assert coverage is not None
+        left = Counter((one.op, one.reason) for one in coverage.skipped if one.reason in (APART, MASKED))
+        assert left["SOFTMAX", APART] == left["SOFTMAX", MASKED] == left["ADD", APART] == 1
+        assert coverage.quantized_ops["SOFTMAX"] == 2, "those of the other transformer"
 
 
 def test_files_of_64_bit_indices_take_32_bits(six: Made) -> None:

@@ -14,9 +14,10 @@ from targets import _tflite
 from targets._litert_jobs import VariantJob
 from targets._litert_worker import library, quantize
 from targets._tflite_anchor import ANCHOR
+from targets._tflite_kept import DEAD, MASKED
 from targets._tflite_names import give_names
 from targets._tflite_ranges import observe
-from targets._tflite_schemes import MASKED, Left, reasons_for
+from targets._tflite_schemes import Left, reasons_for
 from targets._tflite_signature import _as_real, mend_signature
 
 FLOAT = Path(__file__).parents[1] / "e2e" / "quadrants_by_onnx2tf.tflite"
@@ -32,6 +33,13 @@ def test_what_takes_or_gives_masked_values_stays_in_float(mask: float) -> None:
     assert first.name in second.tensors
     assert reasons_for(FLOAT, Left(), ranges) == {first.name: MASKED, second.name: MASKED}
     assert reasons_for(FLOAT, Left(), {}) == {}
+
+
+def test_what_was_nothing_but_zeros_stays_in_float() -> None:
+    first, second = _tflite.operators(FLOAT)[-2:]
+    ranges = {one.name: {"min": [[-1.0]], "max": [[1.0]]} for one in _tflite.operators(FLOAT)}
+    ranges[first.name] = {"min": [[0.0]], "max": [[0.0]]}
+    assert reasons_for(FLOAT, Left(), ranges) == {first.name: DEAD, second.name: DEAD}
 
 
 @pytest.mark.parametrize("mask", [-np.inf, -1e9])
