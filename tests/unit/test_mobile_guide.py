@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -173,3 +174,66 @@ def test_unsigned_integers_in_ort_format_are_said_to_be_none_of_kotlins() -> Non
     text = _handover_ort.app_guide(with_tensors(made, {"x": ONE}, {"y": ("uint64", (1,))}))
     assert "uint64 come as signed integers with the same bits" in text
     assert ".longBuffer  // y: uint64[1]" in text
+
+
+WORDS = (
+    "a.b", "a_b", "in", "inputs", "1st", "_", "", "\u03c0", "a b", 'q"uote', "do$lar", "back\\slash", "new\nline",
+    "tab\t", "*/", "`tick`", "${x}", "bell\x07", "\b\f", "\U0001f600", "fun", "func", "await", "Any", "Self", "try",
+)  # fmt: skip
+"""Names of tensors that neither language takes as they are."""
+
+
+def kinds() -> Iterator[Manifest]:
+    """Models of different kinds: every element type and rank, integer edges, a single variant, odd names."""
+    made = manifest(variant("fp32"), variant("int8"))
+    yield made
+    yield manifest(variant("fp32"))
+    edges = [EdgeType(tensor="input.1", dtype=dtype, scale=0.1, zero_point=0) for dtype in ("int8", "int16")]
+    yield manifest(variant("fp32"), variant("int8", edges[0]), variant("int16x8", edges[1]))
+    for dtype in ("bool", *(f"{kind}{size}" for kind in ("int", "uint", "float") for size in (8, 16, 32, 64))):
+        for shape in ((), (1,), (1, 2, 3, 4, 5, 6)):
+            yield with_tensors(made, {"x": (dtype, shape)}, {"y": (dtype, shape)})
+    yield with_tensors(made, dict.fromkeys(WORDS, ONE), {f"out {word}": ONE for word in WORDS})
+
+
+def snippets(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def faults(language: str, code: str) -> list[str]:
+    """What a parser of the language does not understand, or misses."""
+    tree_sitter = pytest.importorskip("tree_sitter")
+    grammar = tree_sitter.Language(pytest.importorskip(f"tree_sitter_{language}").language())
+    waiting, found = [tree_sitter.Parser(grammar).parse(code.encode()).root_node], []
+    while waiting:
+        node = waiting.pop()
+        if node.is_error or node.is_missing:
+            found.append(f"line {node.start_point[0] + 1}: {node.type} {node.text.decode()[:60]!r}")
+        waiting += node.children
+    return found
+
+
+@pytest.mark.parametrize("guide", [app_guide, _handover_ort.app_guide])
+@pytest.mark.parametrize("language", ["kotlin", "swift"])
+def test_the_lines_for_an_app_are_free_of_errors_of_syntax_whatever_the_model(language: str, guide: Any) -> None:
+    texts = [code for made in kinds() for code in snippets(guide(made), language)]
+    assert len(texts) > 10
+    assert {code: found for code in texts if (found := faults(language, code))} == {}
+
+
+@pytest.mark.parametrize(
+    ("language", "intact", "broken"),
+    [
+        ("kotlin", "val input_1 =", "val input.1 ="),
+        ("kotlin", 'mapOf("input.1" to', 'mapOf("input.1 to'),
+        ("kotlin", "Array(1) { Array(3)", "Array(1) { Array 3)"),
+        ("swift", "let best = try", "let 1st = try"),
+        ("swift", "toInputAt: 0)", "toInputAt: 0"),
+        ("swift", "copy(input_1,", "copy(await,"),
+    ],
+)
+def test_a_line_that_is_broken_is_found(language: str, intact: str, broken: str) -> None:
+    (code,) = snippets(app_guide(manifest(variant("fp32"), variant("int8"))), language)
+    assert intact in code
+    assert faults(language, code) == []
+    assert faults(language, code.replace(intact, broken))
