@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import canonical
 from targets._litert_jobs import FAILED, RUN, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
+from targets._tflite import operators as operators_of
 from targets._tflite_anchor import anchored, remove_anchor
-from targets._tflite_kept import Ranges
+from targets._tflite_kept import Ranges, masked_tensors
 from targets._tflite_names import give_names, placeholder
 from targets._tflite_ranges import observe
 from targets._tflite_schemes import read_ranges, reasons_for
@@ -191,9 +192,14 @@ def quantize(float_file: Path, variant: VariantJob, ranges: Ranges) -> None:
     for kind in kinds:
         if kind in known:  # What the quantizer does not know stays float without being told.
             rules.add_quantization_config(".*", operators(kind), algorithm_key="no_quantize")
-    for name in reasons_for(float_file, variant.left, ranges):
-        # The quantizer finds an operator by the names of its results, each followed by a semicolon.
-        rules.add_quantization_config(f"^{re.escape(name)};", operators.ALL_SUPPORTED, algorithm_key="no_quantize")
+    reasons = reasons_for(float_file, variant.left, ranges)
+    for one in operators_of(float_file):
+        if one.name in reasons and one.kind in known:
+            # The quantizer finds an operator by the names of its results, each followed by a semicolon; and the
+            # graph's output, which it takes for an operator too, by those of all outputs.
+            rules.add_quantization_config(
+                f"^{re.escape(one.name)};", operators(one.kind), algorithm_key="no_quantize"
+            )
     worker = quantizer.Quantizer(anchored(float_file), rules.get_quantization_recipe())
     result = worker.quantize(
         as_arrays(ranges) if ranges else None, enable_progress_bar=False, enable_progress_report=False
@@ -201,7 +207,7 @@ def quantize(float_file: Path, variant: VariantJob, ranges: Ranges) -> None:
     result.export_model(variant.file)
     remove_anchor(Path(variant.file))
     real = variant.precision in STATIC and not variant.integer_io
-    mend_signature(float_file, Path(variant.file), real=real)
+    mend_signature(float_file, Path(variant.file), real=real, masked=masked_tensors(float_file, ranges))
 
 
 def try_out(file: str, calibration: str | None) -> None:

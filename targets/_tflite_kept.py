@@ -32,22 +32,32 @@ def kept_in_float(float_file: Path, ranges: Ranges) -> dict[str, str]:
     if not ranges:
         return {}
     operators = _tflite.operators(float_file)
+    seen = _seen(operators, ranges)
+    # No scale fits a mask and what it masks: all that is not masked would be rounded to zero. That of an infinity
+    # would be infinite, and runtimes crash on a file with one.
+    wide = masked_tensors(float_file, ranges) | _tflite.masking_constants(float_file)
+    dead = {name for name, bounds in seen.items() if bounds == (0, 0)}
+    kept = dict.fromkeys(_tflite.inner_operators(float_file), INSIDE)
+    kept |= {one.name: DEAD for one in operators if not dead.isdisjoint(one.tensors)}
+    kept |= dict.fromkeys(_far_apart(operators, seen), APART)
+    return kept | {one.name: MASKED for one in operators if not wide.isdisjoint(one.tensors)}
+
+
+def masked_tensors(float_file: Path, ranges: Ranges) -> set[str]:
+    """Names of the float tensors that reached values that mask others."""
+    seen = _seen(_tflite.operators(float_file), ranges)
+    return {name for name, bounds in seen.items() if _tflite.has_masks(bounds)}
+
+
+def _seen(operators: list[_tflite.Operator], ranges: Ranges) -> Mapping[str, tuple[float, float]]:
+    """Least and largest value of each float tensor."""
     floats = {
         name
         for one in operators
         for name, kind in zip(one.tensors, (*one.results, *one.taken), strict=True)
         if kind in _tflite.FLOATS
     }
-    seen = {name: _bounds(found) for name, found in ranges.items() if name in floats}
-    # No scale fits a mask and what it masks: all that is not masked would be rounded to zero. That of an infinity
-    # would be infinite, and runtimes crash on a file with one.
-    wide = {name for name, bounds in seen.items() if _tflite.has_masks(bounds)}
-    wide |= _tflite.masking_constants(float_file)
-    dead = {name for name, bounds in seen.items() if bounds == (0, 0)}
-    kept = dict.fromkeys(_tflite.inner_operators(float_file), INSIDE)
-    kept |= {one.name: DEAD for one in operators if not dead.isdisjoint(one.tensors)}
-    kept |= dict.fromkeys(_far_apart(operators, seen), APART)
-    return kept | {one.name: MASKED for one in operators if not wide.isdisjoint(one.tensors)}
+    return {name: _bounds(found) for name, found in ranges.items() if name in floats}
 
 
 def _far_apart(operators: list[_tflite.Operator], seen: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Set
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ DEQUANTIZE = "DEQUANTIZE"
 INTEGERS = ("INT8", "INT16")
 
 
-def mend_signature(float_file: Path, quantized: Path, *, real: bool) -> None:
+def mend_signature(float_file: Path, quantized: Path, *, real: bool, masked: Set[str] = frozenset()) -> None:
     """Points the signature's names at the tensors at the quantized graph's edge, and makes that edge float again.
 
     Where an output is also an operator's input, the quantizer adds a tensor for the output and leaves the signature
@@ -25,13 +26,18 @@ def mend_signature(float_file: Path, quantized: Path, *, real: bool) -> None:
         float_file: what the file was made from.
         quantized: the file, which is written again.
         real: whether outputs that are float in the former are float here too.
+        masked: names of tensors that are float at the edge in any case: no integers hold them.
     """
     utils: Any = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
     before, after = (utils.read_model(str(path)) for path in (float_file, quantized))
-    pairs = zip(before.signatureDefs, after.signatureDefs, strict=True)
-    for old, new in pairs:
+    for old, new in zip(before.signatureDefs, after.signatureDefs, strict=True):
         edges, moved = before.subgraphs[old.subgraphIndex], after.subgraphs[new.subgraphIndex]
         moved.outputs = [_first(after, moved, int(index)) for index in moved.outputs]
+        for side, other, kind in (("inputs", "outputs", DEQUANTIZE), ("outputs", "inputs", "QUANTIZE")):
+            names = [text(edges.tensors[int(index)].name) for index in getattr(edges, side)]
+            pairs = zip(names, map(int, getattr(moved, side)), strict=True)
+            kept = [_unrounded(after, moved, at, side, other, kind) if name in masked else at for name, at in pairs]
+            setattr(moved, side, kept)
         if real:
             moved.outputs = [
                 _as_real(after, moved, index) if tensor_type(edges.tensors[int(was)]) == "FLOAT32" else index
@@ -74,6 +80,15 @@ def _as_real(model: Any, graph: Any, index: int) -> int:
     operator.inputs, operator.outputs = [index], [len(graph.tensors) - 1]
     graph.operators.append(operator)
     return len(graph.tensors) - 1
+
+
+def _unrounded(model: Any, graph: Any, index: int, side: str, other: str, kind: str) -> int:
+    """The float tensor behind an integer one at the graph's edge, where an operator only turns one into the other."""
+    for name, operator in zip(operator_kinds(model, graph), list(graph.operators), strict=True):
+        if name == kind and list(map(int, getattr(operator, side))) == [index]:
+            graph.operators.remove(operator)
+            return int(getattr(operator, other)[0])
+    return index
 
 
 def _first(model: Any, graph: Any, index: int) -> int:

@@ -141,6 +141,32 @@ def test_an_operator_at_the_end_takes_integers_from_an_output_that_it_reads(inte
     assert {one["dtype"] for one in outputs.values()} == {np.int8 if integer_io else np.float32}
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_stays_float_at_the_end_is_given_as_integers_but_where_no_integers_hold_it(
+    masked: bool, tmp_path: Path
+) -> None:
+    last, ranges = _tflite.operators(FLOAT)[-1].name, dict(observe(FLOAT, iter(images(4)), average=False))
+    if masked:
+        ranges[last] = {"min": [[-np.inf]], "max": [[1.0]]}
+    left = Left(names=(last,))
+    quantize(FLOAT, VariantJob(precision="int8", file=str(tmp_path / "q"), integer_io=True, left=left), ranges)
+    edges = {side: [one["dtype"] for one in getattr(runner(tmp_path / "q"), f"get_{side}_details")().values()]
+             for side in ("input", "output")}  # fmt: skip
+    assert edges == {"input": [np.int8], "output": [np.float32 if masked else np.int8]}
+    assert next(one for one in _tflite.operators(tmp_path / "q") if one.name == last).results == ("FLOAT32",)
+
+
+def test_an_input_of_masks_is_taken_in_float(tmp_path: Path) -> None:
+    samples = images(4)
+    for values in samples[0].values():
+        values[0, 0, 0, 0] = -np.inf
+    ranges = observe(FLOAT, iter(samples), average=False)
+    quantize(FLOAT, VariantJob(precision="int8", file=str(tmp_path / "q"), integer_io=True), ranges)
+    (given,) = runner(tmp_path / "q").get_input_details().values()
+    assert given["dtype"] is np.float32
+    runner(tmp_path / "q")(**images(1)[0])
+
+
 def test_16_bit_sums_take_scales_that_are_not_powers_of_two(tmp_path: Path) -> None:
     def summed(model: Any, graph: Any) -> None:
         schema = library("ai_edge_litert.schema_py_generated")
