@@ -65,8 +65,9 @@ def _contents(ref: FileRef | FolderRef | PythonRef, plan: DataPlan) -> dict[str,
 
 
 def _callable_contents(ref: PythonRef, plan: DataPlan) -> dict[str, Any]:
-    from exporter.data.python import python_source, rows_of, source_file
+    from exporter.data.python import forget_passes, python_source, rows_of, source_file
 
+    forget_passes(ref)
     file = source_file(ref)
     digest = hashlib.sha256()
     left = plan.samples

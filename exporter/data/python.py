@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,43 @@ if TYPE_CHECKING:
     from exporter.data.values import Array
 
 Yielded = dict[str, "Array"]
+
+
+@dataclass
+class _Passes:
+    """What a callable yielded so far in this build.
+
+    Attributes:
+        sums: checksum of each item.
+        ended: whether a pass came to an end, so that there are no more.
+    """
+
+    sums: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def same(self, index: int, arrays: Yielded | None) -> bool:
+        """Whether an item, or the end (None), is what was there before; remembers what is new."""
+        if arrays is None:
+            known = index >= len(self.sums)
+            self.ended = self.ended or known
+            return known
+        found = 0
+        for name in sorted(arrays):
+            array = arrays[name]
+            found = zlib.crc32(repr((name, array.dtype.str, array.shape)).encode(), found)
+            found = zlib.crc32(array.tobytes(), found)
+        if index == len(self.sums) and not self.ended:
+            self.sums.append(found)
+        return index < len(self.sums) and self.sums[index] == found
+
+
+_passes: dict[PythonRef, _Passes] = {}
+"""Each build passes over its data several times, and compares what models answer in different passes."""
+
+
+def forget_passes(ref: PythonRef) -> None:
+    """Lets a callable yield other samples than before: another build may have begun, with other files."""
+    _passes.pop(ref, None)
 
 
 def rows_of(values: Yielded) -> int | None:
@@ -76,11 +114,16 @@ class PythonSource:
         """One pass: what the callable yields, without the arrays that the plan ignores.
 
         Raises:
-            DataError: the callable raises, gives the same used-up iterator again, or yields no dict of arrays.
+            DataError: the callable raises, gives the same used-up iterator again, yields no dict of arrays, or other
+                ones than in another pass.
         """
+        count = 0
         for index, item in enumerate(self._items()):
             values = self._arrays(item, index)
+            self._recognize(index, values)
+            count = index + 1
             yield {name: array for name, array in values.items() if name not in self.ignore}
+        self._recognize(count, None)
 
     def chunks(self, size: int, limit: int | None, *, whole: bool = False) -> Iterator[Chunk]:
         """One pass; a chunk is what the callable yields, cut after `limit` samples unless `whole`."""
@@ -137,6 +180,15 @@ class PythonSource:
                 except (Exception, SystemExit) as error:
                     raise _failed("the data callable failed", self.ref, error) from error
             yield item
+
+    def _recognize(self, index: int, values: Yielded | None) -> None:
+        if not _passes.setdefault(self.ref, _Passes()).same(index, values):
+            raise DataError(
+                "the data callable gives other samples each time it is called",
+                where=f"{_where(self.ref)}, item {index}",
+                why="data are read several times, and what models answer is compared sample by sample",
+                hint="draw random numbers from a generator that the callable seeds, and do not shuffle",
+            )
 
     def _arrays(self, item: Any, index: int) -> Yielded:
         if not isinstance(item, dict):

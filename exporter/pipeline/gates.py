@@ -124,7 +124,8 @@ def _lost_text(output: str, found: Sequence[tuple[str, float, WeakestChannel]]) 
     _, whole, weak = min(found, key=lambda one: one[2].sqnr_db)
     return (
         f"output '{output}' is lost in part ({_names(found)}): at index {weak.index} of axis {weak.axis} its SQNR is "
-        f"{_decibels(weak.sqnr_db)} dB, though as a whole it has {whole:.1f} dB. {_UNSEEN}"
+        f"{_decibels(weak.sqnr_db)} dB, though as a whole it has {whole:.1f} dB. {_UNSEEN} see "
+        "with `edge-exporter analyze` where it is lost"
     )
 
 
@@ -132,14 +133,12 @@ def _steady_text(output: str, found: Sequence[tuple[str, float, float]]) -> str:
     _, whole, own = min(found, key=lambda one: one[2])
     return (
         f"of output '{output}' little is left but its mean ({_names(found)}): what differs from sample to sample has "
-        f"an SQNR of {_decibels(own)} dB, though as a whole it has {whole:.1f} dB. {_UNSEEN}"
+        f"an SQNR of {_decibels(own)} dB, though as a whole it has {whole:.1f} dB. {_UNSEEN} leave "
+        "what adds the mean in float ([quantize] exclude)"
     )
 
 
-_UNSEEN = (
-    "The gate does not see it: let a metric of your own judge it ([evaluation] metric), and see with "
-    "`edge-exporter analyze` where it is lost"
-)
+_UNSEEN = "The gate does not see it: let a metric of your own judge it ([evaluation] metric), and"
 
 
 def _names(found: Sequence[tuple[str, float, object]]) -> str:

@@ -146,6 +146,37 @@ def test_the_same_used_up_iterator_twice_is_an_error(tmp_path):
         list(data_set.batches(1))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    for _ in range(3): yield {'x': np.random.default_rng().normal(size=(2, 2)).astype('f4')}",
+        "    for k in np.random.default_rng().permutation(64): yield {'x': np.full((1, 2), k, np.float32)}",
+        "    for k in range(next(lengths)): yield {'x': np.full((1, 2), k, np.float32)}",
+    ],
+    ids=["noise", "shuffled", "shorter"],
+)
+def test_other_samples_in_another_pass_are_an_error(tmp_path, body):
+    code = f"import numpy as np, itertools\nlengths = itertools.count(5, -1)\ndef data():\n{body}\n"
+    data_set = opened(written(tmp_path, code))
+    list(data_set.batches(2))
+    with pytest.raises(DataError, match="gives other samples each time"):
+        list(data_set.batches(2))
+
+
+def test_a_pass_that_was_left_early_says_nothing_of_what_follows(tmp_path):
+    data = written(tmp_path, GENERATOR)
+    next(iter(opened(data, labels="y").batches(1)))
+    assert len(list(opened(data, labels="y").batches(1))) == 7
+    assert len(list(opened(data, labels="y").batches(1))) == 7
+
+
+def test_another_build_may_find_other_samples(tmp_path):
+    data = written(
+        tmp_path, "import numpy as np\ndef data(): yield {'x': np.random.default_rng().normal(size=(2, 2))}"
+    )
+    assert content_digest(DataPlan(data=data)) != content_digest(DataPlan(data=data))
+
+
 def test_problems_before_a_failure_are_told_with_it(tmp_path):
     text = str(failure(tmp_path, "def data():\n    yield {'x': np.ones((1, 5), 'f4')}\n    raise OSError('disk')\n"))
     assert "5 on axis 1" in text
