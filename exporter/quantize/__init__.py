@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exporter.quantize.apart import largest_differences
     from exporter.quantize.correcting import correct_biases
     from exporter.quantize.damage import node_damage
     from exporter.quantize.dynamic import is_transformer, quantize_dynamic, suits_dynamic
@@ -29,6 +30,7 @@ __all__ = [
     "idle_names",
     "int8_tolerance",
     "is_transformer",
+    "largest_differences",
     "lint",
     "node_damage",
     "paired_layers",
@@ -49,6 +51,7 @@ _HOMES = {
     "idle_names": "idle",
     "int8_tolerance": "tolerance",
     "is_transformer": "dynamic",
+    "largest_differences": "apart",
     "lint": "lints",
     "node_damage": "damage",
     "paired_layers": "equalize",
