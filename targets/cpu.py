@@ -65,7 +65,7 @@ class CpuTarget:
     """The cpu target; see `exporter.target_api.Target`."""
 
     name = "cpu"
-    version = 1
+    version = 2
     summary = "x86-64: ONNX fp32 and static int8 (u8s8) on onnxruntime"
     options_type = CpuOptions
     defaults: Mapping[str, Mapping[str, Any]] = {

@@ -63,15 +63,21 @@ class Gates:
         Raises:
             GateError: one lost more than the gate allows.
         """
-        failures = [
-            f"{variant.name}: {failure}" for variant, fidelity in judged for failure in fidelity.gate.failures
-        ]
-        if failures:
-            raise GateError(
-                "the accuracy gate was not met; nothing is published" + "".join(f"\n  - {line}" for line in failures),
-                where=f"target {self._target}",
-                hint=self._hint(),
-            )
+        failing = [(variant, fidelity.gate.failures) for variant, fidelity in judged if fidelity.gate.failures]
+        if not failing:
+            return
+        passing = [variant for variant, fidelity in judged if not fidelity.gate.failures]
+        lines, elsewhere = [], set()
+        for variant, failures in failing:
+            twins = [one for one in passing if one.scheme == variant.scheme and one.runtime != variant.runtime]
+            right = f" (on {variant.runtime}; {twins[0].runtime} computes it within the gate)" if twins else ""
+            lines += [f"\n  - {variant.name}: {failure}{right}" for failure in failures]
+            elsewhere.add(variant.runtime if twins else None)
+        raise GateError(
+            f"the accuracy gate was not met; nothing is published{''.join(lines)}",
+            where=f"target {self._target}",
+            hint=self._hint() if None in elsewhere else self._other_hint(sorted(map(str, elsewhere))),
+        )
 
     def unseen(self, judged: Sequence[tuple[VariantFile, Fidelity]]) -> tuple[str, ...]:
         """What is lost in outputs that pass: the gate, which goes by the whole output, cannot see it."""
@@ -118,6 +124,13 @@ class Gates:
             else f"allow more repairs than [quantize] budget = {budget!r}"
         )
         return f"{repairs}, calibrate with more data, leave nodes in float with [quantize] exclude, or change [gate]"
+
+    def _other_hint(self, runtimes: Sequence[str]) -> str:
+        """The same model passes on another runtime: it is not the quantization that has to change."""
+        names = " and ".join(runtimes)
+        return (
+            f"take {names} out of [targets.{self._target}] runtimes, or leave nodes in float with [quantize] exclude"
+        )
 
 
 def _lost_text(output: str, found: Sequence[tuple[str, float, WeakestChannel]]) -> str:

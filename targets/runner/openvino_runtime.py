@@ -6,6 +6,7 @@ A runtime is: NAME, version(), provider(), open_session(), and RuntimeMissing.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,7 +109,28 @@ def open_session(model_path: str, threads: int, affinity: Sequence[int] | None =
         "INFERENCE_PRECISION_HINT": "f32",
         "ENABLE_CPU_PINNING": False,
     }
-    return Session(_library().Core().read_model(model_path), settings)
+    model = _library().Core().read_model(model_path)
+    _sum_bytes_right(model)
+    return Session(model, settings)
+
+
+def _sum_bytes_right(model: Any) -> None:
+    """Keeps sums and means of three axes from being computed of bytes.
+
+    OpenVINO 2026.4 reads bytes of all samples but the first from the wrong place there. It carries integers through
+    no maximum, which is done in one step with making them real numbers; minus infinity changes none of them.
+    """
+    operators = importlib.import_module("openvino.opset13")
+    nodes = model.get_ordered_ops()
+    if all(node.get_type_name() != "FakeQuantize" for node in nodes):
+        return
+    for node in nodes:
+        if node.get_type_name() not in ("ReduceSum", "ReduceMean"):
+            continue
+        values = node.input_value(0)
+        if values.get_partial_shape().rank == 3 and values.get_element_type().is_real():
+            lowest = operators.constant(-math.inf, dtype=values.get_element_type())
+            node.input(0).replace_source_output(operators.maximum(values, lowest).output(0))
 
 
 def _output_name(output: Any) -> str:

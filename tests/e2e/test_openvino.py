@@ -152,6 +152,35 @@ def test_a_session_answers_for_shapes_that_come_later_and_again_for_the_first(tm
     assert [(name, shape) for name, _, shape in session.inputs()] == [("b", ["?", "?"]), ("a", ["?", "?"])]
 
 
+@pytest.mark.parametrize("operator", ["ReduceSum", "ReduceMean"])
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+def test_sums_of_three_axes_are_right_in_every_sample_of_a_batch(tmp_path, operator, axes):
+    from targets.runner import openvino_runtime
+
+    weights = {"scale": np.float32(0.25), "zero": np.uint8(100)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("ReduceSum", ["d", "axes"], ["y"], keepdims=0)
+        if operator == "ReduceSum"
+        else helper.make_node("ReduceMean", ["d"], ["y"], keepdims=0, axes=axes),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 20])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+        + [numpy_helper.from_array(np.array(axes), "axes")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
+    x = np.random.default_rng(0).integers(-80, 80, (4, 1, 20)).astype(np.float32) / 4
+    found = openvino_runtime.open_session(str(tmp_path / "model.onnx"), 1).run({"x": x})["y"]
+    expected = x.sum(axes) if operator == "ReduceSum" else x.mean(axes)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_the_package_the_build_says_what_brings_it(place, monkeypatch):
     monkeypatch.setattr(cpu, "find_spec", lambda name: None)
     result = place.build("model.onnx", "--calib", "calib.npz", "--target", "cpu", "--set", BOTH, "--output", "none")

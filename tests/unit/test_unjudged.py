@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from exporter.artifacts import Fidelity, OutputFidelity, WeakestChannel
+from exporter.artifacts import Fidelity, GateResult, OutputFidelity, WeakestChannel
+from exporter.errors import GateError
 from exporter.pipeline.gates import Gates
 from exporter.pipeline.judging import unjudged
 from exporter.pipeline.steps import Steps
@@ -88,3 +89,24 @@ def plan_of(tmp_path: Path, evaluation: str) -> Plan:
         + "\n[targets.cpu]\n"
     )
     return read_plan(tmp_path / "plan.toml", load_target=load_target)
+
+
+def test_a_failure_on_one_runtime_alone_points_to_the_runtime_and_not_to_the_quantization(tmp_path: Path) -> None:
+    def judged(name: str, runtime: str, *failures: str) -> tuple[VariantFile, Fidelity]:
+        gate = GateResult(passed=not failures, failures=failures)
+        fidelity = Fidelity(
+            reference="onnx", reference_digest="d", samples=4, data="evaluation", outputs=(), gate=gate
+        )
+        return VariantFile(name=name, main="m", runtime=runtime, precision="int8"), fidelity
+
+    plan = plan_of(tmp_path, "")
+    gates = Gates(cast(Steps, None), "cpu", plan, plan.targets[0])
+    there = judged("int8-there", "there", "too far")
+    with pytest.raises(GateError, match=r"too far \(on there; here computes it within the gate\)") as raised:
+        gates.hold([judged("int8", "here"), there])
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith("take there out of [targets.cpu] runtimes")
+    with pytest.raises(GateError, match=r"- int8-there: too far\n") as raised:
+        gates.hold([judged("int8", "here", "too far"), there])
+    assert raised.value.hint is not None
+    assert "budget" in raised.value.hint
