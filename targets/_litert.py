@@ -25,6 +25,12 @@ QUANTIZER = ("ai_edge_quantizer.quantizer", "ai_edge_litert.tools.flatbuffer_uti
 CONVERTER = ("torch", "litert_torch", *QUANTIZER)
 """What the process imports; the libraries behind it take seconds."""
 SECONDS = 4 * 3600
+OTHERWISE = (
+    'replace it in the model; `[targets.mobile] format = "ort"` takes the ONNX file as it is, and `--target cpu` '
+    "leaves the target out"
+)
+ODD_FLOATS = {"f64": "float64", "f16": "float16", "bf16": "bfloat16"}
+"""What the converter calls them."""
 STAGES = {"convert": "write the float .tflite"}
 """What the user reads of a stage, where that is not its name."""
 
@@ -195,7 +201,23 @@ def _meaning(failure: Failure) -> StageError:
             f"the operator {lacking[1]} has no .tflite form in the converter",
             where="convert (litert-torch)",
             why=shorten(failure.message),
-            hint="replace it in the model, or leave the target out: `--target cpu` builds the ONNX bundle",
+            hint=OTHERWISE,
+        )
+    illegal = re.search(r"failed to legalize operation '(?:tfl\.)?([\w.]+)'", failure.message)
+    if failure.stage == "convert" and illegal is not None:
+        wide = [name for kind, name in ODD_FLOATS.items() if re.search(rf"\b(?:\w*x)?{kind}>", failure.message)]
+        return StageError(
+            f"the operator {illegal[1]} has no .tflite form for what it takes",
+            where="convert (litert-torch)",
+            why=f"it computes in {', '.join(wide)}" if wide else shorten(failure.message),
+            hint="give the model in float32: `.float()` in its factory, and data of that type" if wide else OTHERWISE,
+        )
+    if failure.stage == "convert" and "complex<" in failure.message:
+        return StageError(
+            "complex numbers have no .tflite form in the converter",
+            where="convert (litert-torch)",
+            why=shorten(failure.message),
+            hint=f"compute with real and imaginary parts, or {OTHERWISE}",
         )
     unseen = re.search(r"quantization parameters for tensor: (.+?)\.? Error: ", failure.message)
     if unseen is not None:

@@ -93,7 +93,10 @@ def _open(path: Path) -> Any:
             "onnxruntime cannot load the exported model",
             where=path.name,
             why=shorten(error),
-            hint="export with another opset: `[export] opset = 18`",
+            hint="give the model in float32 (`.float()`) where it computes in bfloat16, of which onnxruntime has few "
+            "kernels; else export with another opset"
+            if "NOT_IMPLEMENTED" in str(error)
+            else "export with another opset: `[export] opset = 18`",
         ) from error
 
 

@@ -12,6 +12,7 @@ from exporter.errors import InputError
 from exporter.pipeline.converted import larger_notes
 from exporter.target_api import ConvertRequest, VariantFile
 from targets import _litert
+from targets._litert_jobs import Failure
 from targets.mobile import TARGET, MobileOptions
 
 FLOAT = Path(__file__).parents[1] / "e2e" / "quadrants_by_onnx2tf.tflite"
@@ -58,3 +59,28 @@ def test_a_quantized_file_that_is_larger_than_a_float_one_of_some_size_is_noted(
         (tmp_path / name / "model.tflite").write_bytes(bytes(size))
     made = [VariantFile(name=name, main=f"{name}/model.tflite", runtime="r", precision=name) for name in sizes]
     assert larger_notes(tmp_path, made) == (("int8 is larger than fp32: 70.9 kB against 70.0 kB",) if noted else ())
+
+
+@pytest.mark.parametrize(
+    ("said", "what", "hint"),
+    [
+        (
+            "failed to legalize operation 'tfl.conv_2d' ...: (tensor<1x3x8x8xf16>) -> tensor<1xf16>",
+            "float16",
+            ".float()",
+        ),
+        ("failed to legalize operation 'tfl.mul' ...: (tensor<f64>) -> tensor<f64>", "float64", ".float()"),
+        (
+            "failed to legalize operation 'tfl.mul' ...: (tensor<2xf32>) -> tensor<2xf32>",
+            "operator mul",
+            'format = "ort"',
+        ),
+        ("Unsupported ir element type: complex<f32>", "complex numbers", 'format = "ort"'),
+        ("Lowering not found: cond", "operator cond", 'format = "ort"'),
+    ],
+)
+def test_what_the_converter_lacks_is_told_in_the_users_terms(said: str, what: str, hint: str) -> None:
+    told = _litert._meaning(Failure(stage="convert", kind="ValueError", message=said))
+    assert what in f"{told.what} {told.why}"
+    assert hint in (told.hint or "")
+    assert told.where == "convert (litert-torch)"

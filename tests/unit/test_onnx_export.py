@@ -282,6 +282,17 @@ def test_functional_dropout_is_random_in_eval_mode_and_its_operator_is_named():
     assert "F.dropout" in caught.value.hint
 
 
+class Branches(nn.Module):
+    def forward(self, image):
+        return torch.cond(image.sum() > 0, lambda given: given + 1, lambda given: given - 1, (image,))
+
+
+def test_control_flow_is_run_twice_like_any_other_model():
+    program = torch.export.export(Branches(), (torch.ones(8, 4),))
+    fixed = (TensorSpec(name="image", dtype="float32", shape=(8, 4)),)
+    check_eval(prepare_module(program, fixed), {"image": floats(8, 4)})
+
+
 def test_submodules_left_in_training_mode_are_named():
     with pytest.raises(ModelError, match="random in eval mode") as caught:
         check_eval(prepare_module(StaysInTraining(), (IMAGE,)), {"image": floats(8, 4)})
