@@ -151,9 +151,16 @@ def _read(path: Path, kind: type[Sealed]) -> Sealed:
         raise BundleError("a file of the bundle cannot be read", where=str(path), why=str(error)) from error
     except RecursionError as error:
         raise BundleError("a file of the bundle is nested too deeply", where=str(path)) from error
-    if canonical(value) != content:
-        raise BundleError("the file differs from what was written", where=str(path))
-    return value
+    if canonical(value) == content:
+        return value
+    if canonical(msgspec.json.decode(content)) == content:
+        raise BundleError(
+            "the file lacks what this version of edge-exporter writes into it",
+            where=str(path),
+            why="another version made it, or it was changed",
+            hint="build the bundle again, or use the version that made it; `run.py` in the bundle runs all the same",
+        )
+    raise BundleError("the file differs from what was written", where=str(path))
 
 
 def _without(value: Manifest | Profile | InstructionProfile | BenchmarkProfile, *keys: str) -> dict[str, Any]:

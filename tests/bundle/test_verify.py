@@ -309,6 +309,21 @@ def test_a_manifest_that_is_none_is_told(shared_place, bundle, text):
     fails(shared_place, bundle, "manifest.json")
 
 
+def test_a_manifest_without_what_later_versions_write_is_told_from_a_damaged_one(shared_place, bundle):
+    document = msgspec.json.decode((bundle / "manifest.json").read_bytes())
+    for variant in document["variants"]:
+        for output in variant["fidelity"]["outputs"]:
+            del output["weakest"]
+    (bundle / "manifest.json").write_bytes(canonical(document))
+    refused(
+        shared_place.run("verify", bundle),
+        6,
+        "lacks what this version",
+        "another version made it",
+        "build the bundle",
+    )
+
+
 def test_a_self_test_that_fails_is_told_with_the_variant(shared_place, bundle):
     model = bundle / "variants" / "fp32" / "model.onnx"
     model.write_bytes(quadrant_onnx(scale=1.5).SerializeToString())
