@@ -15,6 +15,8 @@ NEVER_LEFT_OUT = ("node", "op", "bits", "range", "SQNR dB", TIME)
 NOT_MEASURED = "not measured"
 WIDEST = 28
 """Characters of a name; longer ones keep their ends, where they differ."""
+PIPED = 132
+"""Columns of a table that goes to no terminal: operators of some files have long names."""
 LINTS_SHOWN = 3
 
 
@@ -34,11 +36,13 @@ def show_analysis(console: Console, analysis: Analysis, rows: int) -> None:
         if name in NEVER_LEFT_OUT or any(row[place] != NONE for row in shown)
     ]
     how = analysis.scheme.label if analysis.scheme is not None else analysis.precision
+    noise = f"noise on {analysis.samples} {_samples(analysis)}, worst first"
     console.table(
         [COLUMNS[place] for place in kept],
         [[row[place] for place in kept] for row in shown[: rows or None]],
-        title=f"{analysis.source}, {analysis.variant} for {analysis.target} ({how}): noise on "
-        f"{analysis.samples} {_samples(analysis)}, worst first",
+        title=f"{analysis.source}, {analysis.variant} for {analysis.target} ({how}): "
+        + (noise if analysis.samples else "nothing computes in integers"),
+        width=None if console.out.isatty() else PIPED,
     )
     if rows and (left := len(shown) - rows) > 0:
         console.result(f"{left} more nodes: `--rows 0` or --json shows them all")

@@ -58,6 +58,8 @@ def analyze_plan(
         except NoVariantError as error:
             lacking.append(error)
             reasons[one.name] = f"{error.what} ({error.hint})"
+    if len(lacking) == len(chosen) == 1:
+        raise lacking[0]
     if not found:
         raise NoVariantError(
             lacking[0].what,
