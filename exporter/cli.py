@@ -220,7 +220,7 @@ def profile(**options: Any) -> None:
     "edge-exporter analyze bundles/mnist-cpu-0123456789ab --json",
 )
 @click.argument("source", metavar="PLAN|BUNDLE", type=FILE)
-@click.option("--variant", metavar="NAME", help="The int8 variant to look at.")
+@click.option("--variant", metavar="NAME", help="The quantized variant to look at.")
 @_targets("Of a plan: look at this target's file only (repeatable).")
 @SETS
 @click.option(
@@ -229,7 +229,7 @@ def profile(**options: Any) -> None:
 @JOBS
 @_common
 def analyze(**options: Any) -> None:
-    """Look at an int8 model node by node: ranges, noise, time; the worst first."""
+    """Look at a quantized model node by node: ranges, noise, time; the worst first."""
     from exporter import commands
 
     commands.analyze(**options)
