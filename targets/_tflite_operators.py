@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.artifacts import NodeDamage
+from exporter.masks import masked_alike
 from exporter.quantize import decibels
 from exporter.target_api import OperatorFacts
 from targets import _tflite
@@ -75,13 +76,15 @@ class _Whole:
         for place, results in self._results.items():
             for tensor, result, wanted in results:
                 values = reference.value(wanted).astype(np.float64)
-                # Infinities that both have, as masks, leave no number, which says that nothing is known.
+                found = reals(self._interpreter.get_tensor(result), tensor)
+                masks = (np.isinf(values) & (found == values)) | masked_alike(found, values)
+                # Other infinities leave no number, which says that nothing is known.
                 with np.errstate(invalid="ignore"):
-                    errors = reals(self._interpreter.get_tensor(result), tensor) - values
-                self._sums[place] += [float(np.square(one).sum()) for one in (values, errors)]
+                    sides = np.where(masks, 0.0, values), np.where(masks, 0.0, found - values)
+                self._sums[place] += [float(np.square(one).sum()) for one in sides]
 
     def decibels(self, place: int) -> float | None:
-        """SQNR of an operator's results; None where there is no noise, or no number."""
+        """SQNR of an operator's results, masks of both files left out; None where there is no noise, or no number."""
         return decibels(*map(float, self._sums[place])) if place in self._sums else None
 
 

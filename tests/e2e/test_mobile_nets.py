@@ -379,6 +379,9 @@ def test_what_is_told_of_operators_is_what_is_in_the_file_and_ends_with_what_it_
     damages = {one.node: one for one in six.target.damage(six.folder, model, samples_of_six())}  # type: ignore[attr-defined]
     assert {one.node: one.damage for one in found if one.damage} == damages
     told = {one.node: one.accumulated_db for one in found}
+    sums = [one.node for one in coverage.skipped if one.op == "ADD" and one.reason == MASKED]
+    assert bool(sums) == (variant != "dynamic")
+    assert all(10 < (told[node] or 0) < 120 for node in sums), "masks are no signal"
     for net in LEAST_DB:
         assert told[net] == pytest.approx(six.sqnr_db(variant, net), abs=0.1)
 
