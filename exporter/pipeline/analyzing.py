@@ -10,7 +10,7 @@ from exporter.artifacts import Manifest
 from exporter.bundle import check_bundle
 from exporter.errors import InputError, PlanError
 from exporter.events import Note
-from exporter.pipeline.composing import merged_source
+from exporter.pipeline.job import Job
 from exporter.pipeline.nodes import RUNTIME, nodes_of_bundle, nodes_of_plan
 from exporter.pipeline.operators import (
     NoVariantError,
@@ -49,12 +49,13 @@ def analyze_plan(
         InputError: no target makes such a file.
         MissingError: a target lacks something here.
     """
-    reasons = {one.name: _unfit(plan, load(one.name), one, steps) for one in plan.targets}
+    job = Job(plan, steps)
+    reasons = {one.name: _unfit(job, load(one.name), one) for one in plan.targets}
     chosen = [one for one in plan.targets if reasons[one.name] is None] or plan.targets
     found, lacking = [], []
     for one in chosen:
         try:
-            found.append(_of_target(plan, load(one.name), one, variant, source, steps))
+            found.append(_of_target(job, load(one.name), one, variant, source))
         except NoVariantError as error:
             lacking.append(error)
             reasons[one.name] = f"{error.what} ({error.hint})"
@@ -72,17 +73,15 @@ def analyze_plan(
     return found
 
 
-def _unfit(plan: Plan, target: Target, target_plan: TargetPlan, steps: Steps) -> str | None:
+def _unfit(job: Job, target: Target, target_plan: TargetPlan) -> str | None:
     """Why a target's files cannot be looked at."""
-    if _static_names(target, target_plan, steps):
+    if _static_names(target, target_plan, job.steps):
         return None
     if not _tells(target, target_plan):
         return "it has no statically quantized ONNX file"
-    if (missing := target_lacks(target, target_plan, steps)) is not None:
+    if (missing := target_lacks(target, target_plan, job.steps)) is not None:
         return f"{missing[0]} ({missing[1]})"
-    with steps.guarded("read the model"):
-        ready = merged_source(plan).kind == "onnx"
-    if ready and target.requires(target_plan.options).program:
+    if job.source.kind == "onnx" and target.requires(target_plan.options).program:
         return "it converts torch models, and the source is a ready .onnx file"
     return None
 
@@ -101,12 +100,10 @@ def _static_names(target: Target, target_plan: TargetPlan, steps: Steps) -> list
     return [wanted.name for wanted in need.int8] if quantize.enabled and not quantize.dynamic else []
 
 
-def _of_target(
-    plan: Plan, target: Target, target_plan: TargetPlan, variant: str | None, source: str, steps: Steps
-) -> Analysis:
-    names = _static_names(target, target_plan, steps)
+def _of_target(job: Job, target: Target, target_plan: TargetPlan, variant: str | None, source: str) -> Analysis:
+    names = _static_names(target, target_plan, job.steps)
     if not names and _tells(target, target_plan):
-        return operators_of_plan(plan, target, target_plan, variant, source, steps)
+        return operators_of_plan(job, target, target_plan, variant, source)
     need, quantize = target.requires(target_plan.options), target_plan.quantize
     where = f"target {target.name}"
     if not names:
@@ -115,7 +112,7 @@ def _of_target(
         raise _no_static(where, ON if off and need.calibration else OFF if off and need.int8 else itself)
     name = chosen_name(variant, names, where)
     wanted = next(one for one in need.int8 if one.name == name)
-    return nodes_of_plan(plan, target, target_plan, wanted, source, steps)
+    return nodes_of_plan(job, target, target_plan, wanted, source)
 
 
 def analyze_bundle(bundle: Path, variant: str | None, steps: Steps, load: Callable[[str], Target]) -> Analysis:

@@ -31,7 +31,7 @@ from exporter.pipeline.quantizing import int8_model
 from exporter.pipeline.ranking import ranked_batches
 from exporter.pipeline.results import load_json
 from exporter.pipeline.steps import Steps, versions
-from exporter.plan import Plan, TargetPlan
+from exporter.plan import TargetPlan
 from exporter.store import list_files
 from exporter.target_api import SchemeNeed, Target, made_for
 
@@ -60,21 +60,17 @@ class _Subject(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
 
 
-def nodes_of_plan(
-    plan: Plan, target: Target, target_plan: TargetPlan, wanted: SchemeNeed, source: str, steps: Steps
-) -> Analysis:
+def nodes_of_plan(job: Job, target: Target, target_plan: TargetPlan, wanted: SchemeNeed, source: str) -> Analysis:
     """Looks at the int8 file that a plan makes, before any repair.
 
     Args:
-        plan: what would be built.
+        job: what would be built.
         target: for which target.
         target_plan: the plan's values for it.
         wanted: which of the files that the target asks for.
         source: how to call the plan.
-        steps: runs the steps.
     """
     need, quantize = target.requires(target_plan.options), target_plan.quantize
-    job = Job(plan, steps)
     inputs = job.inputs(target_plan.export)
     checked, data = job.check_data(inputs)
     float_model = job.float_model(inputs, checked, data, target_plan.export, need)
@@ -96,9 +92,9 @@ def nodes_of_plan(
         threads=target_plan.profile.threads,
     )
     parts = {"model": model.content, **job.data.judged_parts(), "inputs": inputs}
-    damages, seen = _damages(steps, subject, parts, prepared, lambda: ranked_batches(job, inputs))
+    damages, seen = _damages(job.steps, subject, parts, prepared, lambda: ranked_batches(job, inputs))
     groups = [f"{index}/inputs" for index in range(checked.cases)]
-    return _analysis(steps, subject, damages, seen, judged, list(read_groups(data / "cases.npz", groups)))
+    return _analysis(job.steps, subject, damages, seen, judged, list(read_groups(data / "cases.npz", groups)))
 
 
 def nodes_of_bundle(bundle: Path, manifest: Manifest, chosen: Variant, steps: Steps) -> Analysis:

@@ -19,7 +19,7 @@ from exporter.pipeline.job import Job
 from exporter.pipeline.ranking import ranked_batches
 from exporter.pipeline.results import load_json
 from exporter.pipeline.steps import Steps, versions
-from exporter.plan import Plan, TargetPlan
+from exporter.plan import TargetPlan
 from exporter.target_api import Analyzable, OperatorFacts, Target
 
 if TYPE_CHECKING:
@@ -51,25 +51,23 @@ class _Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def operators_of_plan(
-    plan: Plan, target: Target, target_plan: TargetPlan, variant: str | None, source: str, steps: Steps
+    job: Job, target: Target, target_plan: TargetPlan, variant: str | None, source: str
 ) -> Analysis:
     """Looks at a file as the target first makes it, before any repair.
 
     Args:
-        plan: what would be built.
+        job: what would be built.
         target: for which target; it is `Analyzable`.
         target_plan: the plan's values for it.
         variant: which file, by its name; the first quantized one by default.
         source: how to call the plan.
-        steps: runs the steps.
 
     Raises:
         InputError: the target makes no such file.
         MissingError: the target lacks something here.
     """
-    if (missing := target_lacks(target, target_plan, steps)) is not None:
+    if (missing := target_lacks(target, target_plan, job.steps)) is not None:
         raise MissingError(f"target '{target.name}' cannot be built here: {missing[0]}", hint=missing[1])
-    job = Job(plan, steps)
     converting = Converting(job, target, target_plan)
     inputs, form = converting.inputs, converting.need.form
     checked, data = job.check_data(inputs)
@@ -93,7 +91,7 @@ def operators_of_plan(
     )
     parts = {**job.data.judged_parts(), "inputs": inputs, "form": form}
     return _analysis(
-        steps,
+        job.steps,
         target,
         subject,
         parts,
