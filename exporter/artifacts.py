@@ -248,7 +248,8 @@ class OutputFidelity(Value, frozen=True, kw_only=True):
             others on both sides (infinities, or 1e8 and more) take no part in this and what follows.
         cosine: cosine similarity of all values taken as one vector.
         max_abs_error: largest absolute difference of one value.
-        top1_agreement: share of rows with the same arg-max over the last axis; None where it does not apply.
+        top1_agreement: share of rows with the same arg-max over classes, on the second axis where there are four or
+            more, else on the last; None where it does not apply.
         floating: whether the output holds floats, of which SQNR tells something.
         broken: values that are NaN or infinite where the reference is finite; the other figures leave them out, but
             SQNR is then the lowest that there is.

@@ -148,11 +148,15 @@ def build(**options: Any) -> None:
 
 @_command(
     "edge-exporter init model.py:factory --weights w.safetensors --calib calib.npz",
+    "edge-exporter init model.py:factory --calib calib.npz --eval test.npz --labels y --target cpu --target mobile",
     "edge-exporter init model.onnx --calib calib.npz --output plans/model.toml",
 )
 @click.argument("model", type=FILE)
 @click.option("--calib", metavar="DATA", type=FILE, help="Calibration data; names and shapes are read off it.")
+@click.option("--eval", "evaluation", metavar="DATA", type=FILE, help="Held-out data that accuracy is measured on.")
+@click.option("--labels", metavar="NAME", help="Array in the evaluation data that holds labels.")
 @click.option("--weights", type=PATH, metavar="FILE", help="State dict for a factory.")
+@_targets("Build for this target (repeatable).  [default: cpu]")
 @click.option("--output", type=PATH, default=Path("plan.toml"), show_default=True, help="The plan file to write.")
 @click.option("--force", is_flag=True, help="Replace a plan that is there.")
 @_common

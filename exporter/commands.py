@@ -89,16 +89,30 @@ def build(
             raise PartialError(f"{len(failures)} of {len(outcomes)} targets failed: {names}")
 
 
-def init(*, model: str, calib: str | None, weights: Path | None, output: Path, force: bool, **common: Any) -> None:
+def init(
+    *,
+    model: str,
+    calib: str | None,
+    evaluation: str | None,
+    labels: str | None,
+    weights: Path | None,
+    targets: Sequence[str],
+    output: Path,
+    force: bool,
+    **common: Any,
+) -> None:
     """`edge-exporter init`."""
     from exporter.pipeline.init import write_plan
 
     with _console(**common) as (console, steps):
         with steps.guarded("write a plan"):
-            specs = write_plan(model, calib, weights, output, overwrite=force)
+            data = {"evaluation": evaluation, "labels": labels}
+            specs = write_plan(model, calib, weights, output, overwrite=force, targets=targets, **data)
         console.result(f"wrote {output}")
         for spec in specs:
             console.result(f"  input {spec}")
+        if labels is None and len(specs) > 1 and any(len(spec.shape) == 1 for spec in specs):
+            console.result("  where one of them holds labels: the same with `--eval DATA --labels NAME --force`")
         console.result(f"next: look through it, then `edge-exporter build {output}`")
         console.document({"plan": str(output), "inputs": specs})
 

@@ -88,12 +88,18 @@ class Control(Value, frozen=True, kw_only=True):
     Attributes:
         variant: its name.
         ratio: of its medians.
-        widened_by: factor by which every interval of latency was widened.
+        widened_by: factor by which every interval of latency was widened, at least.
+        tails: the same for percentiles by which the host changed more than by the median.
     """
 
     variant: str
     ratio: float
     widened_by: float
+    tails: dict[str, float] = {}
+
+    def factor(self, percentile: str) -> float:
+        """By which intervals of a percentile are widened."""
+        return max(self.widened_by, self.tails.get(percentile, 1.0))
 
 
 class ComparedVariants(Value, frozen=True, kw_only=True):

@@ -403,7 +403,7 @@ class GatePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         min_sqnr_db: least signal to quantization noise ratio of each output, in dB. By default it acts where there
             are no labels and no other rule: noise of at most 1 % of the signal's power.
         min_cosine: least cosine similarity of each output with the model's; off by default.
-        min_top1_agreement: least share of rows with the model's arg-max; off by default.
+        min_top1_agreement: least share of rows (pixels, in maps N, C, H, W) with the model's arg-max; off by default.
     """
 
     max_relative_loss: Share = 0.01

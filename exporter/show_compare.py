@@ -77,9 +77,10 @@ def notes(compared: Compared) -> list[str]:
         lines.append(f"latency: {compared.measured}{how}; intervals of 95 %")
     if compared.control is not None:
         control = compared.control
+        tails = "".join(f", of {name} {by:.3f}x" for name, by in control.tails.items())
         lines.append(
             f"control: {control.variant} is the same file on both sides and took {control.ratio:.3f}x: intervals are "
-            f"widened {control.widened_by:.3f}x; --remeasure tells more"
+            f"widened {control.widened_by:.3f}x{tails}; --remeasure tells more"
         )
     elif compared.measured and not compared.remeasured:
         lines.append(ONE_RUN)

@@ -87,9 +87,11 @@ class _Divergence:
         self.real.add(left, right, error)
         if floating:
             self.channels.add(left, error, finite & ~masked)
-        if wanted.ndim >= 2 and wanted.shape[-1] > 1:
-            self.rows += wanted.size // wanted.shape[-1]
-            self.agreeing += int(np.sum(wanted.argmax(-1) == got.argmax(-1)))
+        # Classes are second in maps (N, C, H, W), as torch's losses have them, else last.
+        axis = 1 if wanted.ndim >= 4 else wanted.ndim - 1
+        if wanted.ndim >= 2 and wanted.shape[axis] > 1:
+            self.rows += wanted.size // wanted.shape[axis]
+            self.agreeing += int(np.sum(wanted.argmax(axis) == got.argmax(axis)))
 
     def result(self, output: str, floating: bool) -> OutputFidelity:
         # Where all values are so large, they are no masks.

@@ -182,15 +182,21 @@ def _of(forward: Callable[..., object], names: tuple[str, ...]) -> Convention:
     if not only_by_name and needed <= len(names) <= most:
         return in_order
     shown = ", ".join(f"{p.name} (optional)" if p.default is not p.empty else str(p) for p in takes)
-    raise _misfit(names, shown)
+    fits = bool(required) and all(name in names for name in required)
+    spare = [name for name in names if name not in named] if fits else []
+    raise _misfit(names, shown, spare)
 
 
-def _misfit(names: Sequence[str], takes: str) -> ModelError:
+def _misfit(names: Sequence[str], takes: str, spare: Sequence[str] = ()) -> ModelError:
+    """`spare` are those beside inputs that do fit."""
+    listed = ", ".join(f'"{name}"' for name in spare)
     return ModelError(
         "the inputs do not fit the model's forward()",
         where="[model.inputs]",
         why=f"the inputs are {', '.join(names) or 'none'}; forward() takes {takes or 'nothing'}",
-        hint="name the inputs like the parameters of forward(), or give as many as it takes, in its order",
+        hint=f"what is no input, as labels, goes out of [model.inputs] and into [calibration], `ignore = [{listed}]`"
+        if spare
+        else "name the inputs like the parameters of forward(), or give as many as it takes, in its order",
     )
 
 

@@ -68,7 +68,7 @@ def evaluate(
         "target": [target.name, target.version],
         "versions": versions(*target.distributions),
     }
-    stored = job.steps.stored("evaluate", 3, parts, build, label=label, total=reference.batches)
+    stored = job.steps.stored("evaluate", 4, parts, build, label=label, total=reference.batches)
     fidelity = load_json(stored.folder / "fidelity.json", Fidelity)
     # Not in the stored result: another model with the same answers shares it.
     return msgspec.structs.replace(fidelity, reference_digest=job.trained_digest(signature.inputs))

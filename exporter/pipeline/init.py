@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter import data as data_room
 from exporter import sources
 from exporter.artifacts import TensorSpec
 from exporter.convert import resolve_reference
-from exporter.errors import OutputError
+from exporter.errors import OutputError, UsageError
 from exporter.plan_types import DataPlan, ModelPlan
+from exporter.registry import load_target, target_names
 
 LABELS = "labels"
 """What arrays with labels are taken to be called."""
@@ -30,9 +32,7 @@ source = {source}      # pkg.module:factory, file.py:factory, a torch.export .pt
 [calibration]                       # representative inputs: int8 ranges are measured on them
 {calibration}
 
-# [evaluation]                      # held-out inputs: accuracy is measured on them
-# data = "evaluation.npz"
-# labels = "labels"                 # the array that holds labels; without it outputs are compared with the model's
+{evaluation}
 # metric = "accuracy"               # or "file.py:function" taking (outputs by name, labels)
 
 [gate]
@@ -46,13 +46,25 @@ max_relative_loss = 0.01            # with labels: at most 1 % of the model's me
 [profile]
 threads = 1
 
-[targets.cpu]
-# min_runtime = "1.19"              # oldest onnxruntime that the bundle must run on
+{targets}
 """
+EVALUATION = """\
+# [evaluation]                      # held-out inputs: accuracy is measured on them
+# data = "evaluation.npz"
+# labels = "labels"                 # the array that holds labels; without it outputs are compared with the model's"""
+DEFAULT_TARGET = "cpu"
 
 
 def write_plan(
-    model: str, calib: str | None, weights: Path | None, file: Path, *, overwrite: bool
+    model: str,
+    calib: str | None,
+    weights: Path | None,
+    file: Path,
+    *,
+    overwrite: bool,
+    evaluation: str | None = None,
+    labels: str | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[TensorSpec, ...]:
     """Writes a plan file.
 
@@ -62,12 +74,17 @@ def write_plan(
         weights: state dict for a factory, or None.
         file: where the plan goes; paths in it are made relative to its folder.
         overwrite: replace a plan that is there.
+        evaluation: held-out data, relative to the working folder, or None.
+        labels: the array in them that holds labels; calibration data may have it too.
+        targets: what to build for; the others stand there as comments.
 
     Returns:
         The inputs found in the data.
 
     Raises:
         OutputError: the file exists, or cannot be written.
+        UsageError: labels without data that hold them.
+        InputError: there is no such target.
         DataError: the data cannot be read.
         ModelError: the model or its weights do not exist, or are nothing that can be built.
     """
@@ -75,6 +92,10 @@ def write_plan(
         raise OutputError(
             "the plan file exists already", where=str(file), hint="choose another with --output, or --force"
         )
+    if labels and not evaluation:
+        raise UsageError("--labels names an array of the evaluation data: give --eval as well")
+    for name in targets:
+        load_target(name)
     here = Path.cwd()
     sources.identify(
         ModelPlan(source=resolve_reference(model, here), weights=None if weights is None else here / weights)
@@ -83,11 +104,11 @@ def write_plan(
     labelled = False
     if calib is not None:
         plan = DataPlan(data=resolve_reference(calib, here))
-        specs = data_room.infer_inputs(plan, labels=LABELS, preprocessing={})
-        labelled = data_room.has_array(plan, LABELS)
+        specs = data_room.infer_inputs(plan, labels=labels or LABELS, preprocessing={})
+        labelled = data_room.has_array(plan, labels or LABELS)
     named = [] if calib is None else [f"data = {_toml(_relative(calib, file.parent))}"]
     if labelled:
-        named += [f"ignore = [{_toml(LABELS)}]               # these are no input; [evaluation] reads them"]
+        named += [f"ignore = [{_toml(labels or LABELS)}]               # these are no input; [evaluation] reads them"]
     stored = _toml(_relative(str(weights), file.parent)) if weights else None
     text = TEMPLATE.format(
         file=file.name,
@@ -96,12 +117,28 @@ def write_plan(
         weights=f"weights = {stored}" if stored else '# weights = "w.safetensors"',
         inputs=_inputs(specs),
         calibration="\n".join(named) or '# data = "calib.npz"',
+        evaluation=_evaluation(None if evaluation is None else _relative(evaluation, file.parent), labels),
+        targets="\n".join(_targets(targets or [DEFAULT_TARGET])),
     )
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError("the plan cannot be written", where=str(file), why=error.strerror) from error
     return specs
+
+
+def _evaluation(data: str | None, labels: str | None) -> str:
+    if data is None:
+        return EVALUATION
+    held, _, read = EVALUATION.splitlines()
+    read = read if labels is None else f"labels = {_toml(labels)}"
+    return "\n".join([held.removeprefix("# "), f"data = {_toml(data)}", read])
+
+
+def _targets(wanted: Sequence[str]) -> list[str]:
+    """A table for each target that is wanted, and a comment for each other one that is there."""
+    lines = [f"[targets.{_key(name)}]" for name in dict.fromkeys(wanted)]
+    return lines + [f"# [targets.{_key(name)}]" for name in target_names() if name not in wanted]
 
 
 def _inputs(specs: tuple[TensorSpec, ...]) -> str:

@@ -35,21 +35,27 @@ def control(a: Side, b: Side, measured: Measured) -> Control | None:
     """How far variants whose files are the same on both sides are apart: no more can be told of any other.
 
     Two processes of one file differ by more than their runs do, and so do two hours of one host. Where both profiles
-    have a file in common, that difference is known, and every interval is widened by it. Rounds in turn need none.
+    have a file in common, that difference is known, and every interval is widened by it: by that of the median, and
+    in the tail, which a busy host moves further, by that of the percentile itself. Rounds in turn need none.
     """
     if measured.profiles is None or measured.rounds:
         return None
     first, second = measured.profiles
     worst: Control | None = None
+    tails: dict[str, float] = {}
     for name in _same_files(a, b, first, second):
         left, right = _find(first, name), _find(second, name)
-        found = _resampled(left, right, ["p50"]).get("p50") if left and right else None
-        if found is None:
+        found = _resampled(left, right, [*PERCENTILES]) if left and right else {}
+        factors = {percentile: max(one.ratio.high, 1 / one.ratio.low) for percentile, one in found.items()}
+        if "p50" not in factors:
             continue
-        by = max(found.ratio.high, 1 / found.ratio.low)
-        if worst is None or by > worst.widened_by:
-            worst = Control(variant=name, ratio=found.ratio.ratio, widened_by=by)
-    return worst
+        for percentile, by in factors.items():
+            tails[percentile] = max(by, tails.get(percentile, 1.0))
+        if worst is None or factors["p50"] > worst.widened_by:
+            worst = Control(variant=name, ratio=found["p50"].ratio.ratio, widened_by=factors["p50"])
+    if worst is None:
+        return None
+    return msgspec.structs.replace(worst, tails={name: by for name, by in tails.items() if by > worst.widened_by})
 
 
 def _same_files(a: Side, b: Side, first: Profile, second: Profile) -> list[str]:
@@ -82,12 +88,11 @@ def latencies(
     if len(left) < len(series) or len(right) < len(series):
         return {}, Pair(a=None, b=None, why="the variant was not measured on one side")
     memory = Pair(a=left[-1].peak_rss_bytes, b=right[-1].peak_rss_bytes)
-    by = shift.widened_by if shift else 1.0
     if measured.rounds:
         pairs = {name: pair for name in PERCENTILES if (pair := _paired(left, right, name)) is not None}
     else:
         pairs = _resampled(left[0], right[0], [*PERCENTILES])
-    return {name: _pair(pair, by) for name, pair in pairs.items()}, memory
+    return {name: _pair(pair, shift.factor(name) if shift else 1.0) for name, pair in pairs.items()}, memory
 
 
 def _paired(left: Sequence[VariantProfile], right: Sequence[VariantProfile], name: str) -> _Found | None:

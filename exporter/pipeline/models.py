@@ -167,7 +167,7 @@ class Models:
             "metric": judged_by(self.plan.evaluation),
             "versions": versions("torch"),
         }
-        stored = self.steps.stored("judge", 2, parts, build, label=step, total=reference.batches)
+        stored = self.steps.stored("judge", 3, parts, build, label=step, total=reference.batches)
         return load_json(stored.folder / "fidelity.json", Fidelity)
 
     def cost(self, model: TorchModel, inputs: Inputs, checked: DataChecked, data: Path) -> ModelCost:

@@ -213,7 +213,7 @@ def _alone(
         "metric": judged_by(plan.evaluation),
         "versions": versions("onnxruntime", "onnx-ir"),
     }
-    stored = steps.stored("judge-member", 1, parts, build, label=label, total=reference.batches)
+    stored = steps.stored("judge-member", 2, parts, build, label=label, total=reference.batches)
     return load_json(stored.folder / "fidelity.json", Fidelity).metric
 
 

@@ -170,6 +170,29 @@ def test_one_file_measured_on_a_slower_day_makes_no_difference(
     assert "control: fp32 is the same file" in " ".join(shared_place.run("compare", first, slow_day).out.split())
 
 
+def test_one_file_whose_slowest_runs_were_disturbed_makes_no_difference_there_either(
+    shared_place: Workplace, first: Path, tmp_path: Path
+) -> None:
+    def disturbed(profile):
+        def longer(samples):
+            usual = sorted(samples)[round(0.8 * len(samples))]
+            return tuple(4 * sample if sample > usual else sample for sample in samples)
+
+        return replaced(
+            profile,
+            variants=tuple(replaced(one, samples_ns=longer(one.samples_ns)) for one in profile.variants),
+        )
+
+    busy = rewritten(first, tmp_path / "busy", profile=disturbed, other="int8")
+    result = shared_place.run("compare", first, busy, "--json", "--gate", "p90=+5%")
+    assert result.code == 0, result.err
+    assert result.document["control"]["tails"]["p90"] > 3
+    for pair in result.document["variants"]:
+        assert pair["latency"]["p90"]["ratio"] > 2
+        assert pair["latency"]["p90"]["verdict"] == "no difference"
+    assert ", of p90 " in " ".join(shared_place.run("compare", first, busy).out.split())
+
+
 def test_counts_of_an_emulated_device_are_refused_as_latency(
     shared_place: Workplace, first: Path, tmp_path: Path
 ) -> None:

@@ -156,6 +156,15 @@ def test_a_reference_without_any_finite_value_is_refused():
         one(nothing, nothing)
 
 
+def test_top1_of_a_map_compares_the_classes_of_each_pixel():
+    scores = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    other = scores.copy()
+    other[0, :, 0, 0] = other[0, ::-1, 0, 0]
+    changed = int(scores[0, :, 0, 0].argmax() != other[0, :, 0, 0].argmax())
+    assert one(scores, other * np.linspace(1, 2, 5, dtype=np.float32)).top1_agreement == 1 - changed / 40
+    assert one(scores[:, :1], scores[:, :1] + 1).top1_agreement is None
+
+
 def test_top1_applies_to_rows_of_float_scores_only():
     scores = np.ones((3, 4), np.float32)
     assert one(scores, scores).top1_agreement == 1.0

@@ -342,6 +342,14 @@ def test_names_that_fit_no_parameter_are_listed_beside_those_of_forward():
     assert "forward() takes image, scale" in caught.value.why
 
 
+def test_labels_among_the_inputs_are_sent_to_what_calibration_ignores():
+    names = ("image", "scale", "label")
+    inputs = tuple(TensorSpec(name=name, dtype="float32", shape=("batch", 4)) for name in names)
+    with pytest.raises(ModelError, match="do not fit") as caught:
+        prepare_module(TwoInputs(), inputs)
+    assert 'into [calibration], `ignore = ["label"]`' in caught.value.hint
+
+
 def test_missing_required_parameter_is_named():
     with pytest.raises(ModelError, match="not there: scale"):
         prepare_module(TwoInputs(), (IMAGE,))
