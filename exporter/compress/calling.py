@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
+
+from exporter.errors import closest
 
 Batch = tuple[Tensor, ...]
 """Tensors of one batch in the order of the model's inputs; axis 0 is the sample's."""
@@ -50,6 +52,21 @@ COMPUTED = (
     "its weight is made anew of others at every run (weight or spectral norm): take that out in the factory and save "
     "the weights again"
 )
+
+
+def check_words(options: Any) -> None:
+    """Holds that options with a closed set of words have one of them: another would act as none of them.
+
+    Args:
+        options: a dataclass with such fields.
+
+    Raises:
+        ValueError: one does not; the closest is proposed.
+    """
+    for name, kind in get_type_hints(type(options)).items():
+        words = [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else []
+        if words and (given := getattr(options, name)) not in words:
+            raise ValueError(f"there is no {name} '{given}'{closest(str(given), words)}: it is {', '.join(words)}")
 
 
 def plainly(module: nn.Module, batch: Batch) -> Sequence[Tensor]:

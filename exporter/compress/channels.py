@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import Batch, Call, plainly
+from exporter.compress.calling import Batch, Call, check_words, plainly
 from exporter.compress.finding import channel_groups
 from exporter.compress.groups import ChannelGroup, without
 from exporter.compress.structure import Widths, apply_structure, widths_between
@@ -92,6 +92,7 @@ def prune_channels(
         ModelError: nothing can be pruned, the target cannot be reached (the best reachable is named), or `ignore`
             names no module.
     """
+    check_words(pruning)
     batch = example_of(next(iter(batches())))
     traced, groups, left = channel_groups(module, batch, call=call, multiple=pruning.multiple, ignore=pruning.ignore)
     groups, scores = _scored(traced, groups, left, batches, pruning, call)

@@ -41,6 +41,8 @@ def factorise(
     """
     if (rank is None) == (energy is None):
         raise ValueError("give rank or energy")
+    if rank is not None and rank < 1:
+        raise ValueError(f"a rank is 1 at least, and not {rank}")
     check_names(module, ignore)
     result = copy.deepcopy(module)
     ranks: dict[str, int] = {}

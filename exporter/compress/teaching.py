@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import Batch, Call, as_batch, learnable, plainly
+from exporter.compress.calling import Batch, Call, as_batch, check_words, learnable, plainly
 from exporter.compress.lessons import (
     WHERE,
     Hints,
@@ -114,6 +114,9 @@ def distil(
         ModelError: outputs of student and teachers differ in number or shape, some cannot be taught by this loss, or
             hints name no modules.
     """
+    check_words(teaching)
+    if not teachers:
+        raise ValueError("give a teacher")
     samples = len(as_batch(inputs)[0])
     held = max(1, round(HELD_OUT * samples))
     if samples - held < 2:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.calling import COMPUTED, Batch, Call, first_input, is_computed, learnable, plainly
+from exporter.compress.calling import COMPUTED, Batch, Call, check_words, first_input, is_computed, learnable, plainly
 from exporter.compress.channels import accumulate_gradients
 from exporter.compress.low_rank import check_names
 from exporter.compress.structure import Sparse
@@ -57,6 +57,7 @@ def prune_weights(
     """
     if pruning.pattern != "2:4" and (pruning.sparsity is None) == (pruning.threshold is None):
         raise ValueError("give sparsity or threshold")
+    check_words(pruning)
     check_names(module, pruning.ignore)
     result = copy.deepcopy(module).eval()
     left: list[str] = []

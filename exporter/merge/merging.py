@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporter.errors import ModelError
+from exporter.errors import ModelError, closest
 from exporter.merge import methods
-from exporter.merge.states import State, check_alike, check_finite
+from exporter.merge.states import State, as_state, check_alike, check_finite
 
 MEAN, VARIANCE = ".running_mean", ".running_var"
 
 KNOWING = {"fisher": methods.fisher, "regmean": methods.regmean}
 """Methods that use what is known of each model beside its weights."""
+NEED_BASE = ("task-arithmetic", "ties", "dare")
+METHODS = ("average", "slerp", *NEED_BASE, *KNOWING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,11 @@ class Recipe:
 
 
 def merge_states(
-    models: Mapping[str, State],
+    models: Mapping[str, State | Mapping[str, Tensor]],
     recipe: Recipe,
     *,
-    base: State | None = None,
-    knowledge: Mapping[str, State] | None = None,
+    base: State | Mapping[str, Tensor] | None = None,
+    knowledge: Mapping[str, State | Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Merges state dicts; memory holds the result and one tensor of each model.
 
@@ -44,7 +46,7 @@ def merge_states(
     largest of all; other integers and flags must agree.
 
     Args:
-        models: what is merged, by name.
+        models: what is merged, by name: state dicts, or what `open_states` gives.
         recipe: how.
         base: what all were fine-tuned from; needed by methods that work on task vectors.
         knowledge: of each model what `fisher` (importances) or `regmean` (grams) knows, by tensor name; tensors of
@@ -55,8 +57,20 @@ def merge_states(
 
     Raises:
         ModelError: tensors differ in name or shape, or hold NaN.
-        ValueError: the method is unknown, or lacks its base.
+        ValueError: the method is unknown, lacks its base, or gives weights to models that are not there.
     """
+    return _merged(
+        {label: as_state(state) for label, state in models.items()},
+        recipe,
+        None if base is None else as_state(base),
+        None if knowledge is None else {label: as_state(known) for label, known in knowledge.items()},
+    )
+
+
+def _merged(
+    models: Mapping[str, State], recipe: Recipe, base: State | None, knowledge: Mapping[str, State] | None
+) -> dict[str, Tensor]:
+    _check(models, recipe)
     check_alike({**models, **({"base": base} if base is not None else {})})
     random = torch.Generator().manual_seed(recipe.seed)
     labels = list(models)
@@ -102,6 +116,18 @@ def merge_states(
     return {name: merged[name] for name in names}
 
 
+def _check(models: Mapping[str, State], recipe: Recipe) -> None:
+    if recipe.method not in METHODS:
+        raise ValueError(f"no method is called '{recipe.method}'{closest(recipe.method, METHODS)}")
+    weights = recipe.weights or {}
+    if unknown := [label for label in weights if label not in models]:
+        raise ValueError(f"there is no model '{unknown[0]}' to give a weight to{closest(unknown[0], list(models))}")
+    if not models or (recipe.method == "slerp" and len(models) != 2):
+        raise ValueError(f"'{recipe.method}' cannot merge {len(models)} models")
+    if recipe.method not in (*NEED_BASE, "slerp") and not sum(weights.get(label, 1.0) for label in models) > 0:
+        raise ValueError("the weights of the models sum to nothing")
+
+
 def _continuous(
     recipe: Recipe, tensors: list[Tensor], shares: list[float], base: Tensor | None, random: torch.Generator
 ) -> Tensor:
@@ -115,9 +141,7 @@ def _continuous(
         return methods.task_arithmetic(base, tensors, shares, recipe.scale)
     if recipe.method == "ties":
         return methods.ties(base, tensors, shares, recipe.scale, recipe.density)
-    if recipe.method == "dare":
-        return methods.dare(base, tensors, shares, recipe.scale, recipe.drop, random)
-    raise ValueError(f"no method is called '{recipe.method}'")
+    return methods.dare(base, tensors, shares, recipe.scale, recipe.drop, random)
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
@@ -138,7 +162,7 @@ def _discrete(name: str, labels: list[str], tensors: list[Tensor]) -> Tensor:
 
 
 def greedy_soup(
-    models: Mapping[str, State], score: Callable[[Mapping[str, Tensor], int], float]
+    models: Mapping[str, State | Mapping[str, Tensor]], score: Callable[[Mapping[str, Tensor], int], float]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Adds models to the mean, best first, while the score does not fall (greedy soup, arXiv 2203.05482).
 
@@ -149,8 +173,9 @@ def greedy_soup(
     Returns:
         The state dict of the soup, and the names that went into it.
     """
-    check_alike(models)
-    alone = {label: score({name: state.get(name) for name in state.names()}, 1) for label, state in models.items()}
+    given = {label: as_state(state) for label, state in models.items()}
+    check_alike(given)
+    alone = {label: score({name: state.get(name) for name in state.names()}, 1) for label, state in given.items()}
     order = sorted(models, key=lambda label: -alone[label])
     chosen, best = [order[0]], alone[order[0]]
     soup = merge_states({order[0]: models[order[0]]}, Recipe())

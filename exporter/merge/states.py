@@ -49,6 +49,11 @@ class LoadedState:
         return self._tensors[name].detach().cpu()
 
 
+def as_state(state: State | Mapping[str, Tensor]) -> State:
+    """A state dict as what merging reads; what is that already stays."""
+    return LoadedState(state) if isinstance(state, Mapping) else state
+
+
 class _FileState:
     """A .safetensors file that stays on disk."""
 

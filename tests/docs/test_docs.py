@@ -96,6 +96,17 @@ def test_a_reader_can_compress_from_python(tmp_path: Path) -> None:
     assert cost.startswith("ModelCost(parameters=")
 
 
+def test_a_reader_can_merge_from_python(tmp_path: Path) -> None:
+    page = (ROOT / "docs/merge.md").read_text(encoding="utf-8")
+    (code,) = [text for _, info, text in BLOCK.findall(page) if "file=merging.py" in (info or "")]
+    (tmp_path / "merging.py").write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, "merging.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    moved, sums, _ = done.stdout.splitlines()
+    assert float(moved.split()[-1]) > 0
+    assert float(sums.split()[-1]) == pytest.approx(1.0, rel=1e-5)
+
+
 def test_the_plan_reference_is_what_the_types_say() -> None:
     spec = importlib.util.spec_from_file_location("make_plan_reference", ROOT / "docs/make_plan_reference.py")
     assert spec is not None

@@ -136,6 +136,28 @@ def test_nan_in_a_model_is_named_not_spread() -> None:
     assert caught.value.where == "tensor w"
 
 
+def test_plain_state_dicts_are_merged_as_opened_files_are() -> None:
+    left, right = weight(1.0, 2.0), weight(3.0, 2.0)
+    assert merge_states({"a": left, "b": right}, Recipe())["w"].tolist() == [2.0, 2.0]
+    recipe = Recipe(method="task-arithmetic", scale=1.0)
+    assert merge_states({"a": left, "b": right}, recipe, base=weight(0.0, 0.0))["w"].tolist() == [4.0, 4.0]
+    assert greedy_soup({"a": left, "b": right}, lambda state, count: float(state["w"].sum()))[1] == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (Recipe(method="avarage"), "no method is called 'avarage'; did you mean 'average'"),
+        (Recipe(method="ties"), "'ties' needs a base"),
+        (Recipe(weights={"A": 2.0}), "no model 'A' to give a weight to"),
+        (Recipe(weights={"a": 1.0, "b": -1.0}), "sum to nothing"),
+    ],
+)
+def test_recipes_that_would_not_act_as_meant_are_refused(recipe: Recipe, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        merge_states({"a": weight(1.0), "b": weight(2.0)}, recipe)
+
+
 def test_models_of_another_architecture_are_explained() -> None:
     own = {"conv.weight": torch.zeros(2, 3), "head.weight": torch.zeros(4)}
     other = {"conv.weight": torch.zeros(2, 5), "heads.weight": torch.zeros(4)}

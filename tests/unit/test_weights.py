@@ -152,6 +152,13 @@ def test_layers_called_by_name_and_parameters_of_whole_numbers_are_taken(importa
     assert int((pruned.first.weight == 0).sum()) == 64
 
 
+def test_words_that_are_none_of_the_known_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no pattern '4:8'.*2:4"):
+        sparse(sparsity=0.5, pattern="4:8")
+    with pytest.raises(ValueError, match="no importance 'activations'; did you mean 'activation'"):
+        sparse(sparsity=0.5, importance="activations")
+
+
 def test_a_layer_that_lost_every_weight_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     with torch.no_grad():
