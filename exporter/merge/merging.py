@@ -91,14 +91,14 @@ def _merged(
             continue
         for label, tensor in zip(labels, tensors, strict=True):
             check_finite(name, label, tensor)
-            if tensor.is_floating_point() != tensors[0].is_floating_point():
+            if _is_continuous(tensor) != _is_continuous(tensors[0]) or tensor.is_complex() != kind.is_complex:
                 raise ModelError(
                     f"'{labels[0]}' has {kind} values where '{label}' has {tensor.dtype}", where=f"tensor {name}"
                 )
-        if not tensors[0].is_floating_point():
+        if not _is_continuous(tensors[0]):
             merged[name] = _discrete(name, labels, tensors)
             continue
-        floats = [tensor.float() for tensor in tensors]
+        floats = [_floats(tensor) for tensor in tensors]
         if paired:
             variances = [
                 check_finite(variance, label, state.get(variance)).float() for label, state in models.items()
@@ -111,8 +111,9 @@ def _merged(
             known_of = [knowledge[label].get(name) for label in labels]
             merged[name] = KNOWING[recipe.method](floats, known_of, shares).to(kind)
             continue
-        origin = None if start is None else check_finite(name, "base", start).float()
-        merged[name] = _continuous(recipe, floats, shares, origin, random).to(kind)
+        origin = None if start is None else _floats(check_finite(name, "base", start))
+        result = _continuous(recipe, floats, shares, origin, random)
+        merged[name] = (torch.view_as_complex(result.contiguous()) if kind.is_complex else result).to(kind)
     return {name: merged[name] for name in names}
 
 
@@ -142,6 +143,15 @@ def _continuous(
     if recipe.method == "ties":
         return methods.ties(base, tensors, shares, recipe.scale, recipe.density)
     return methods.dare(base, tensors, shares, recipe.scale, recipe.drop, random)
+
+
+def _is_continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """In float32; complex numbers are two of them each."""
+    return torch.view_as_real(tensor.to(torch.complex64)) if tensor.is_complex() else tensor.float()
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -198,7 +198,7 @@ def check_finite(name: str, label: str, tensor: Tensor) -> Tensor:
     Raises:
         ModelError: names the model and the tensor.
     """
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
         broken = int((~torch.isfinite(tensor)).sum())
         raise ModelError(
             f"'{label}' holds {broken} NaN or infinite values: merging would spread them",

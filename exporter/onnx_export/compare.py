@@ -95,9 +95,18 @@ def _open(path: Path) -> Any:
             why=shorten(error),
             hint="give the model in float32 (`.float()`) where it computes in bfloat16, of which onnxruntime has few "
             "kernels; else export with another opset"
-            if "NOT_IMPLEMENTED" in str(error)
+            if "NOT_IMPLEMENTED" in str(error) or _in_bfloat16(path)
             else "export with another opset: `[export] opset = 18`",
         ) from error
+
+
+def _in_bfloat16(path: Path) -> bool:
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    kinds = {tensor.data_type for tensor in graph.initializer}
+    kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    return onnx.TensorProto.BFLOAT16 in kinds
 
 
 def _compared(

@@ -14,7 +14,7 @@ from exporter import sources
 from exporter.artifacts import file_digest
 from exporter.errors import DataError, InputError, ModelError
 from exporter.pipeline.making import Bench, Made
-from exporter.pipeline.models import TorchModel
+from exporter.pipeline.models import TorchModel, at_once
 from exporter.plan_types import DistilStep, ModelPlan
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def _samples(bench: Bench, labels: str | None) -> tuple[tuple[Tensor, ...], Tens
     import torch
 
     if labels is None:
-        batches = list(bench.models.taught(bench.inputs))
-        return tuple(torch.cat(parts) for parts in zip(*batches, strict=True)), None
+        return bench.models.lesson(bench.inputs), None
     role = bench.models.data.taught
     section = bench.models.data.sections[role]
     section = msgspec.structs.replace(section, ignore=tuple(name for name in section.ignore if name != labels))
@@ -173,4 +172,4 @@ def _samples(bench: Bench, labels: str | None) -> tuple[tuple[Tensor, ...], Tens
             why=error.what,
             hint=f"remove `labels`: teachers are enough; or name an array of the data in [{role}]",
         ) from error
-    return tuple(torch.cat(parts) for parts in zip(*inputs, strict=True)), torch.cat(found)
+    return at_once(inputs, bench.inputs, role), torch.cat(found)

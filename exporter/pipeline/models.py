@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import msgspec
 
 from exporter import sources
 from exporter.artifacts import Fidelity, ModelCost, TensorSpec, canonical, digest_of
+from exporter.errors import DataError
 from exporter.pipeline.datasets import DataSets, Role
 from exporter.pipeline.judging import judge, judged_by
 from exporter.pipeline.results import DataChecked, Reference, ReferenceFacts, load_json
@@ -126,6 +127,14 @@ class Models:
         """The same over what students learn from."""
         return self._tensors(self.data.taught, inputs)
 
+    def lesson(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """All of what students learn from, one tensor an input.
+
+        Raises:
+            DataError: samples have several shapes.
+        """
+        return at_once(list(self.taught(inputs)), inputs, self.data.taught)
+
     def _tensors(self, role: Role, inputs: Inputs) -> Iterator[tuple[Tensor, ...]]:
         import numpy as np
         import torch
@@ -191,6 +200,26 @@ class Models:
         }
         stored = self.steps.stored("count", 3, parts, build, label="count parameters and work")
         return load_json(stored.folder / "cost.json", ModelCost)
+
+
+def at_once(batches: Sequence[Sequence[Tensor]], inputs: Inputs, role: Role) -> tuple[Tensor, ...]:
+    """Batches as one.
+
+    Raises:
+        DataError: samples have several shapes, which no tensor holds.
+    """
+    import torch
+
+    for index, spec in enumerate(inputs):
+        if len(shapes := {tuple(batch[index].shape[1:]) for batch in batches}) > 1:
+            shown = ", ".join(str(list(shape)) for shape in sorted(shapes)[:4])
+            raise DataError(
+                f"samples of '{spec.name}' have {len(shapes)} shapes, and a student is taught on samples of one",
+                where=f"[{role}]",
+                why=f"they are {shown}{', ...' if len(shapes) > 4 else ''}",
+                hint="give samples of one shape to learn from: `[training] data = ...`; the axis stays dynamic",
+            )
+    return tuple(torch.cat(list(parts)) for parts in zip(*batches, strict=True))
 
 
 def stored_outputs(

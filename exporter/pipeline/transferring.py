@@ -115,12 +115,11 @@ class Transferring(MergeWork):
             student = prepare_module(sources.load_factory(self.plan.model), self.inputs).flat
         names = self._own_names(student)
         teachers = [self._teacher(member, members[member.label], names) for member in self.merge.models]
-        batches = list(self.models.taught(self.inputs))
         try:
             taught = distil(
                 student,
                 teachers,
-                tuple(torch.cat(parts) for parts in zip(*batches, strict=True)),
+                self.models.lesson(self.inputs),
                 Teaching(**(values | {"hints": hints})),
                 within=_own,
                 progress=self.models.steps.progress(label),

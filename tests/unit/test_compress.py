@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exporter.artifacts import canonical
+from exporter.artifacts import TensorSpec, canonical
 from exporter.compress import (
     ChannelPruning,
     Ordered,
@@ -30,6 +30,7 @@ from exporter.compress import (
 )
 from exporter.compress.lessons import checked_labels, goals_of, hard_loss, soft_loss
 from exporter.errors import DataError, ModelError
+from exporter.pipeline.models import at_once
 
 
 def net() -> nn.Module:
@@ -556,6 +557,16 @@ def test_teaching_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypat
     assert not state.exists()
     state.write_bytes(b"damaged")
     assert distil(classifier(1), [classifier(0)], samples(), teaching, unfinished=state).resumed == 0
+
+
+def test_what_is_taught_has_one_shape() -> None:
+    inputs = (TensorSpec(name="sound", dtype="float32", shape=("batch", 4, "time")),)
+    even = [(torch.randn(3, 4, 20),), (torch.randn(2, 4, 20),)]
+    assert at_once(even, inputs, "calibration")[0].shape == (5, 4, 20)
+    with pytest.raises(DataError, match="'sound' have 2 shapes") as caught:
+        at_once([*even, (torch.randn(3, 4, 16),)], inputs, "training")
+    assert caught.value.where == "[training]"
+    assert "[4, 16], [4, 20]" in str(caught.value.why)
 
 
 def test_a_bare_tensor_is_no_batch() -> None:

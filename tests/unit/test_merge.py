@@ -136,6 +136,21 @@ def test_nan_in_a_model_is_named_not_spread() -> None:
     assert caught.value.where == "tensor w"
 
 
+@pytest.mark.parametrize("method", ["average", "slerp", "task-arithmetic", "ties"])
+def test_complex_weights_are_merged_as_pairs_of_numbers(method: str) -> None:
+    """As the filters of Fourier layers are."""
+    torch.manual_seed(0)
+    left, right = torch.randn(4, 3, dtype=torch.cfloat), torch.randn(4, 3, dtype=torch.cfloat)
+    recipe, base = Recipe(method=method), {"w": torch.zeros(4, 3, dtype=torch.cfloat)}
+    found = merge_states({"a": {"w": left}, "b": {"w": right}}, recipe, base=base)["w"]
+    pairs = {"a": {"w": torch.view_as_real(left)}, "b": {"w": torch.view_as_real(right)}}
+    alike = merge_states(pairs, recipe, base={"w": torch.zeros(4, 3, 2)})["w"]
+    assert found.dtype == torch.cfloat
+    assert torch.equal(torch.view_as_real(found), alike)
+    with pytest.raises(ModelError, match="1 NaN or infinite"):
+        merge_states({"a": {"w": torch.tensor([complex("nan")])}, "b": {"w": torch.tensor([1j])}}, Recipe())
+
+
 def test_plain_state_dicts_are_merged_as_opened_files_are() -> None:
     left, right = weight(1.0, 2.0), weight(3.0, 2.0)
     assert merge_states({"a": left, "b": right}, Recipe())["w"].tolist() == [2.0, 2.0]

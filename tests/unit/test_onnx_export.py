@@ -27,6 +27,7 @@ from exporter.onnx_export import (
     prepare_module,
     torch_session,
 )
+from exporter.onnx_export.compare import _open as open_float
 from exporter.onnx_export.prepare import flatten
 
 RNG = np.random.default_rng(0)
@@ -412,6 +413,16 @@ def test_nodes_of_one_name_are_told_apart(tmp_path):
     found = [node.name for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert found == ["same", "same_2", "same_1", "", "", "same_3"]
     assert onnx_session(tmp_path / "model.onnx")({"x": np.ones(2, np.float32)})["y"].tolist() == [1, 1]
+
+
+def test_a_model_in_bfloat16_is_told_what_to_do(tmp_path):
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BFLOAT16, [1, 2]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+    with pytest.raises(StageError, match="cannot load") as caught:
+        open_float(path)
+    assert "`.float()`" in str(caught.value.hint)
 
 
 def test_users_onnx_file_is_copied_byte_for_byte(linear, tmp_path):
