@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.compress.calling import Batch, Call, as_batch, check_words, learnable, plainly
+from exporter.compress.halves import Learned
 from exporter.compress.lessons import (
     WHERE,
     Hints,
@@ -166,7 +167,8 @@ class _Lesson:
         order = torch.randperm(len(inputs[0]), generator=self.random)
         self.judged, self.learned = order[:held], order[held:]
         self.batches = max(1, len(self.learned) // teaching.batch_size)
-        parameters = [*taught.parameters(), *(hints.parameters() if hints else ())]
+        self.own = Learned(taught)
+        parameters = [*self.own.parameters, *(hints.parameters() if hints else ())]
         self.optimizer = torch.optim.AdamW(parameters, teaching.rate, weight_decay=1e-4)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, teaching.rate, total_steps=self.batches * teaching.epochs
@@ -223,8 +225,10 @@ class _Lesson:
                 return str(loss.item())
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(self.taught.parameters(), 5.0)
+            self.own.take_gradients()
+            nn.utils.clip_grad_norm_(self.own.parameters, 5.0)
             self.optimizer.step()
+            self.own.give_values()
             self.schedule.step()
             with torch.no_grad():
                 for weight, mask in masks:
@@ -253,6 +257,7 @@ class _Lesson:
         return {
             "student": self.taught.state_dict(),
             "maps": self.hints.state_dict() if self.hints else {},
+            "halves": self.own.state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "order": self.random.get_state(),
@@ -263,6 +268,7 @@ class _Lesson:
         self.taught.load_state_dict(state["student"])
         if self.hints:
             self.hints.load_state_dict(state["maps"])
+        self.own.restore(state["halves"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.random.set_state(state["order"])

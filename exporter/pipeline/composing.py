@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,17 @@ def known_classes(plan: Plan) -> int:
             hint="classes are numbered from 0",
         )
     return total
+
+
+def several_notes(by: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Says that all outputs are taken for scores of classes, where there are several and one may be another thing."""
+    if by == "mean" or len(names) < 2:
+        return ()
+    taken = "the highest of every output" if by == "vote" else "a softmax of every output"
+    return (
+        f'`by = "{by}"` takes {taken}: {", ".join(names)}; where one is not scores of classes, leave it out in '
+        "forward(), or fuse by `mean`",
+    )
 
 
 class Composing(MergeWork):
@@ -247,12 +259,15 @@ class Composing(MergeWork):
 
     def _notes(self, composed: TorchModel) -> tuple[str, ...]:
         fusion = composed.composition.fusion if composed.composition else None
-        if fusion is None or fusion.by != "learned":
+        if fusion is None:
             return ()
+        names = self.models.output_names(composed, self.inputs, self.data)
+        if fusion.by != "learned":
+            return several_notes(fusion.by, names)
         shares = ", ".join(
             f"{member.label} {weight:.3f}" for member, weight in zip(self.merge.models, fusion.weights, strict=True)
         )
-        return (f"weights learned on the calibration data: {shares}",)
+        return (f"weights learned on the calibration data: {shares}", *several_notes(fusion.by, names))
 
     def _entry(self, model: TorchModel, name: str, role: str) -> HistoryEntry:
         return HistoryEntry(

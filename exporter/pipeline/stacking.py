@@ -14,7 +14,7 @@ from exporter.errors import InputError, ModelError, StageError, shorten
 from exporter.events import Note
 from exporter.merge.wiring import feeding, output_name, running_order
 from exporter.pipeline.comparing import hold
-from exporter.pipeline.composing import known_classes, member_plan
+from exporter.pipeline.composing import known_classes, member_plan, several_notes
 from exporter.pipeline.datasets import DataSets
 from exporter.pipeline.judging import judge, judged_by
 from exporter.pipeline.models import Inputs, stored_outputs
@@ -149,6 +149,8 @@ def compare_fused(plan: Plan, fused: FloatModel, steps: Steps, data: DataSets, i
     merge = plan.merge
     if merge is None or merge.method != "fuse":
         return
+    for text in several_notes(merge.by, [spec.name for spec in fused.exported.signature.outputs]):
+        steps.emit(Note(text=text))
     name, labels = f"fused ({merge.by})", [member.label for member in merge.models]
     members: dict[str, float | None] = {}
     result = None

@@ -92,9 +92,9 @@ class Transferring(MergeWork):
             "training": self.models.data.parts(self.models.data.taught),
             "versions": versions("torch"),
         }
-        unfinished = self.models.steps.unfinished("transfer", 2, parts)
+        unfinished = self.models.steps.unfinished("transfer", 3, parts)
         stored = self.models.steps.stored(
-            "transfer", 2, parts, lambda folder: self._build(folder, members, label, unfinished), label=label,
+            "transfer", 3, parts, lambda folder: self._build(folder, members, label, unfinished), label=label,
             total=self.merge.teaching.epochs,
         )  # fmt: skip
         bare = msgspec.structs.replace(self.plan.model, weights=None)

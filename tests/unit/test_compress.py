@@ -534,6 +534,18 @@ def test_zeros_that_are_meant_stay_zero() -> None:
     assert bool((freely.student[0].weight[:, ::2] != 0).any())
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_halves_learn_and_stay_halves(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(kind)
+    student = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(kind)
+    inputs = torch.randn(200, 8).to(kind)
+    taught = distil(student, [teacher], (inputs,), Teaching(epochs=8, rate=1e-2))
+    assert taught.stopped == "all epochs done"
+    assert taught.best < 0.5 * taught.before
+    assert {one.dtype for one in taught.student.parameters()} == {kind}
+
+
 def test_teaching_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exporter.compress.teaching.KEEP_SECONDS", 0.0)
     teaching = Teaching(epochs=12, rate=1e-2, hints={"2": "2"})

@@ -17,6 +17,7 @@ from exporter.errors import ModelError
 from exporter.merge import Composite, Fusion, OnnxPart, Part, Teacher, fuse, learn_weights, stack_onnx
 from exporter.merge.fusing import By
 from exporter.onnx_export import onnx_session, prepare_module, share_onnx
+from exporter.pipeline.composing import several_notes
 from tests.support import quadrant_onnx, quadrants
 
 LOGITS = torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 1.0, 0.5]]])
@@ -96,6 +97,12 @@ def test_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="input 'image' of 'two' does not fit") as caught:
         stack_onnx(parts, tmp_path / "stack.onnx")
     assert "3" in str(caught.value.why)
+
+
+def test_outputs_that_a_softmax_is_taken_of_are_named_where_there_are_several() -> None:
+    assert several_notes("mean", ["logits", "box"]) == several_notes("max", ["logits"]) == ()
+    (note,) = several_notes("probabilities", ["logits", "box"])
+    assert "a softmax of every output: logits, box" in note
 
 
 def test_votes_that_tie_tie_exactly_whatever_their_weights() -> None:
