@@ -108,8 +108,13 @@ def _load(part: OnnxPart) -> ir.Model:
         passes.InlinePass(),
         passes.RemoveInitializersFromInputsPass(),
         passes.RemoveUnusedOpsetsPass(),
-        passes.OutputFixPass(),
     )(model)
+    inputs = [(value, value.name) for value in model.graph.inputs]
+    passes.OutputFixPass()(model)
+    for value, name in inputs:
+        value.name = (
+            name  # The pass calls an input otherwise that is an output too; a stack calls the output otherwise.
+        )
     return model
 
 

@@ -67,7 +67,7 @@ def stacked_file(plan: Plan, source: Source, steps: Steps) -> ModelPlan:
         share_onnx(folder / FILE)
 
     parts = {"source": source.digest, "labels": len(plan.model.labels), "versions": versions("onnx", "onnx-ir")}
-    stored = steps.stored("stack", 1, parts, build, label=f"{merge.method} the ONNX files")
+    stored = steps.stored("stack", 2, parts, build, label=f"{merge.method} the ONNX files")
     return msgspec.structs.replace(plan.model, source=str(stored.folder / FILE))
 
 

@@ -178,6 +178,20 @@ def test_nodes_without_names_and_inner_tensors_called_as_outputs_are_stacked(tmp
             np.testing.assert_allclose(got["scores"], fuse(own, fusion).numpy(), atol=1e-6)
 
 
+def test_an_input_that_is_an_output_too_keeps_its_name(tmp_path: Path) -> None:
+    kind = onnx.TensorProto.FLOAT
+    x, y = (onnx.helper.make_tensor_value_info(name, kind, ["N", 4]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y, x])
+    path = tmp_path / "through.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    parts = [OnnxPart(label=label, path=path, takes=takes) for label, takes in (("a", {}), ("b", {"x": "a.x"}))]
+    stack_onnx(parts, tmp_path / "stack.onnx")
+    values = np.random.default_rng(0).standard_normal((3, 4), np.float32)
+    answers = onnx_session(tmp_path / "stack.onnx")({"x": values})
+    assert set(answers) == {"a.y", "b.y", "b.x"}
+    np.testing.assert_array_equal(answers["b.x"], values)
+
+
 def test_whole_numbers_of_onnx_files_are_not_fused(tmp_path: Path) -> None:
     parts = parts_of(tmp_path, one=map_onnx(onnx.TensorProto.INT64), two=map_onnx(onnx.TensorProto.INT64))
     with pytest.raises(ModelError, match="int64 cannot be fused"):
