@@ -23,7 +23,7 @@ from exporter.pipeline.converted import larger_notes
 from exporter.pipeline.converting import VARIANTS, Converting
 from exporter.pipeline.crosschecking import MadeAlike, cross_checked, static_sides
 from exporter.pipeline.evaluating import evaluate
-from exporter.pipeline.forms import form_notes, formed_signature
+from exporter.pipeline.forms import check_outputs, form_notes, formed_signature
 from exporter.pipeline.gates import Gates
 from exporter.pipeline.job import Job
 from exporter.pipeline.manifesting import draft_manifest
@@ -85,6 +85,7 @@ class Bundling:
         given = converting.given(checked, data)
         float_model, signature, self.cases = given.float_model, given.signature, given.cases
         reference = job.reference(inputs, float_model)
+        check_outputs(reference.outputs(), signature.outputs, need.form)
         samples = checked.calibration.samples if checked.calibration else 0
 
         def gated(folder: Path, variant: VariantFile) -> Fidelity:

@@ -62,19 +62,45 @@ def formed_inputs(arrays: Arrays, inputs: Iterable[TensorSpec], form: TensorForm
         if (pixel := form.pixel(spec.name)) is not None:
             formed[spec.name] = to_pixels(values, pixel)
             continue
-        wanted = form.types.get(spec.dtype)
-        if wanted is not None:
-            narrow = values.astype(wanted)
-            if not np.array_equal(narrow, values):
-                raise DataError(
-                    f"input '{spec.name}' holds values that do not fit {wanted}",
-                    where=f"input {spec}",
-                    why=f"the target's files take {wanted} where the model takes {spec.dtype}",
-                    hint="use smaller values, such as indices below two thousand million",
-                )
-            values = narrow
+        if spec.dtype in form.types:
+            values = _narrowed(values, spec, "input", form)
         formed[spec.name] = np.ascontiguousarray(values.transpose(NCHW_TO_NHWC)) if form.moves(spec) else values
     return formed
+
+
+def check_outputs(batches: Iterable[Arrays], outputs: Iterable[TensorSpec], form: TensorForm) -> None:
+    """Checks that what the model gives can be what the files give.
+
+    Args:
+        batches: outputs of the model, by name.
+        outputs: of the model.
+        form: of the files.
+
+    Raises:
+        DataError: a value does not fit the element type of the files.
+    """
+    narrowed = [spec for spec in outputs if spec.dtype in form.types]
+    for arrays in batches if narrowed else ():
+        for spec in narrowed:
+            _narrowed(arrays[spec.name], spec, "output", form)
+
+
+def _narrowed(values: NDArray[np.generic], spec: TensorSpec, side: str, form: TensorForm) -> NDArray[np.generic]:
+    import numpy as np
+
+    wanted = form.types[spec.dtype]
+    narrow: NDArray[np.generic] = values.astype(wanted)
+    if np.array_equal(narrow, values):
+        return narrow
+    verb = "take" if side == "input" else "give"
+    raise DataError(
+        f"{side} '{spec.name}' holds values that do not fit {wanted}",
+        where=f"{side} {spec}",
+        why=f"the target's files {verb} {wanted} where the model {verb}s {spec.dtype}",
+        hint="use smaller values, such as indices below two thousand million"
+        if side == "input"
+        else "give such an output in floating point, or leave it out of the model",
+    )
 
 
 def form_notes(signature: Signature, form: TensorForm) -> tuple[str, ...]:

@@ -71,10 +71,7 @@ def judge(
 
     def pairs() -> Iterator[tuple[Arrays, Arrays]]:
         nonlocal samples
-        from exporter.pipeline.arrays import read_groups
-
-        wanted = read_groups(reference.path, [f"{index}/outputs" for index in range(reference.batches)])
-        batches = zip(data.judged_batches(inputs), wanted, strict=True)
+        batches = zip(data.judged_batches(inputs), reference.outputs(), strict=True)
         for done, (batch, expected) in enumerate(batches, start=1):
             got = session(batch)
             seen.add(expected, got)

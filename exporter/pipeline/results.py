@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from exporter.artifacts import Coverage, Fidelity, Lint, QuantScheme, Repair, Signature, Value
 from exporter.target_api import Int8File, SchemeNeed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -75,6 +80,12 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     content: str
     batches: int
+
+    def outputs(self) -> Iterator[Mapping[str, NDArray[np.generic]]]:
+        """Outputs by name, batch after batch."""
+        from exporter.pipeline.arrays import read_groups
+
+        return read_groups(self.path, [f"{index}/outputs" for index in range(self.batches)])
 
 
 class Int8Model(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,16 @@ class Det(Net):
 def lacking():
     torch.manual_seed(0)
     return Det(8)
+
+
+class Keys(Net):
+    def forward(self, image):
+        return {"scores": super().forward(image), "key": image.sum((1, 2, 3)).long() + 2**31}
+
+
+def keyed():
+    torch.manual_seed(0)
+    return Keys(8)
 """
 
 
@@ -115,6 +125,15 @@ def test_what_the_quantizer_cannot_do_is_refused(workplace: Workplace, setting: 
     refused(
         workplace.run("build", "model.py:make", *CALIB, "--set", setting), 3, mention, "[targets.mobile.quantize]"
     )
+
+
+@needs_extra
+def test_an_integer_output_that_files_cannot_hold_is_refused_before_anything_is_converted(
+    workplace: Workplace, crashing: None
+) -> None:
+    message = refused(workplace.run("build", "model.py:keyed", *CALIB), 3, "output 'key'", "do not fit int32")
+    assert "give int32 where the model gives int64" in message
+    assert workplace.bundles() == []
 
 
 @needs_extra
