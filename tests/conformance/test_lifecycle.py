@@ -21,7 +21,7 @@ from exporter.artifacts import Manifest, Profile
 from exporter.bundle import read_manifest, read_profiles
 from exporter.devices import cpu_features
 from exporter.registry import load_target, target_names
-from exporter.target_api import Need, Target, made_for
+from exporter.target_api import Analyzable, Need, Target, made_for
 
 ALONE = """
 import runpy, sys
@@ -200,6 +200,24 @@ def test_the_runner_answers_as_the_trained_model_does(life: Life, tmp_path: Path
         with np.load(output) as answers:
             np.testing.assert_array_equal(answers["best"], labels)
             np.testing.assert_array_equal(answers["scores"].argmax(axis=1), labels)
+
+
+def test_its_bundle_is_analyzed_where_something_tells_of_its_files(life: Life) -> None:
+    if not isinstance(life.target, Analyzable) and life.manifest.runtime.name != "onnxruntime":
+        refused(life.place.run("analyze", life.bundle), 3, "no statically quantized ONNX file")
+        return
+    result = life.place.run("analyze", life.bundle, "--json")
+    assert result.code == 0, result.err
+    (analysis,) = result.document["analyses"]
+    (variant,) = [one for one in life.manifest.variants if one.name == analysis["variant"]]
+    assert variant.coverage is not None
+    assert analysis["target"] == life.target.name
+    assert analysis["samples"] > 0
+    integer = [one for one in analysis["nodes"] if one["bits"] or one["weight_bits"]]
+    assert 0 < len(integer) <= variant.coverage.eligible
+    assert any(one["sqnr_db"] for one in integer)
+    assert (analysis["runtime"] is None) == all(one["share"] is None for one in analysis["nodes"])
+    assert analysis["runtime"] or analysis["why"]
 
 
 def test_it_can_be_measured_again_and_keeps_its_digest(life: Life, tmp_path: Path) -> None:
