@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Style = Literal["auto", "live", "plain", "json", "none"]
 
+PIPED = 120
+"""Columns of output that goes to no terminal and has no width of its own; tables take more where rows need it."""
+
 
 class Console:
     """Prints. Progress and messages go to stderr; results, and nothing else, to stdout.
@@ -111,17 +114,31 @@ class Console:
                 table.add_row(*(Text(printable(cell, one_line=True)) for cell in row))
             if title:  # A line of its own: rich would fold it to the table's width.
                 self.out.write(printable(title, one_line=True) + "\n")
-            console = self._rich(self.out, width)
+            console = self._rich(self.out, width or self._whole(columns, rows))
             with console.capture() as captured:
                 console.print(table)
             self.out.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
             self.out.flush()
 
+    @property
+    def terminal(self) -> bool:
+        """Whether results go to a terminal, which has a width."""
+        return self.out.isatty()
+
+    def _whole(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int | None:
+        """A width that no row is folded in, where output is piped: names in it can be searched for and taken over."""
+        if self.terminal:
+            return None
+        from rich.cells import cell_len
+
+        lines = [[cell_len(printable(cell, one_line=True)) for cell in row] for row in (columns, *rows)]
+        widest = [max(cells) for cells in zip(*lines, strict=True)]
+        return max(PIPED, sum(widest) + 2 * len(widest))
+
     def _rich(self, stream: IO[str], width: int | None = None) -> RichConsole:
         from rich.console import Console as RichConsole
 
-        # Piped output has no width of its own: wide enough that rows never wrap, narrow enough to read.
-        width = width or (None if stream.isatty() else 120)
+        width = width or (None if stream.isatty() else PIPED)
         return RichConsole(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
     def _emit_live(self, event: Event) -> None:

@@ -14,7 +14,7 @@ COLUMNS = (
 NEVER_LEFT_OUT = ("node", "op", "bits", "range", "SQNR dB", TIME)
 NOT_MEASURED = "not measured"
 WIDEST = 28
-"""Characters of a name; longer ones keep their ends, where they differ."""
+"""Characters of a name on a terminal; longer ones keep their ends, where they differ."""
 PIPED = 132
 """Columns of a table that goes to no terminal: operators of some files have long names."""
 LINTS_SHOWN = 3
@@ -28,7 +28,8 @@ def show_analysis(console: Console, analysis: Analysis, rows: int) -> None:
         analysis: what to show.
         rows: nodes to show; 0 for all.
     """
-    shown = [_row(node, timed=analysis.runtime is not None) for node in analysis.nodes]
+    short = console.terminal  # Elsewhere rows have room, and names are to be taken over into a plan.
+    shown = [_row(node, timed=analysis.runtime is not None, short=short) for node in analysis.nodes]
     # Not every kind of file tells everything.
     kept = [
         place
@@ -75,13 +76,13 @@ def _samples(analysis: Analysis) -> str:
     return analysis.data if analysis.data.startswith("samples") else f"{analysis.data} samples"
 
 
-def _row(node: AnalysedNode, *, timed: bool) -> tuple[str, ...]:
+def _row(node: AnalysedNode, *, timed: bool, short: bool) -> tuple[str, ...]:
     causes = node.causes
     parts = {} if causes is None else {"in": causes.inputs, "weights": causes.weights, "range": causes.result}
     cause = max(parts, key=lambda name: parts[name], default=NONE)
     return (
-        _short(node.node),
-        _short(node.module or NONE),
+        _short(node.node) if short else node.node,
+        _short(node.module or NONE) if short else node.module or NONE,
         node.op,
         NONE if node.weight_bits is None else str(node.weight_bits),
         _bits(node),

@@ -36,6 +36,15 @@ def test_tables_and_results_hold_no_control_characters(capfd: pytest.CaptureFixt
     assert told[5].startswith(r"second node\x1b[31m")
 
 
+def test_a_piped_table_folds_no_row_however_long_its_names_are(capfd: pytest.CaptureFixture[str]) -> None:
+    name = "node_scaled_dot_product_attention_" + "x" * 120
+    with Console() as console:
+        console.table(["node", "module", "SQNR dB"], [[name, "encoder 层", "13.0"], ["b", "-", "2.0"]])
+    told = capfd.readouterr().out.splitlines()
+    assert len(told) == 3
+    assert told[1].split() == [name, "encoder", "层", "13.0"]
+
+
 def test_errors_keep_their_lines(capfd: pytest.CaptureFixture[str]) -> None:
     with Console("plain") as console:
         console.error(StageError("it failed:\n  - one\x07\n  - two", where="a\x1b]0;title", hint="b"))
