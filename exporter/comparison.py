@@ -146,9 +146,10 @@ class Compared(Value, frozen=True, kw_only=True):
         measured: where and how latency was measured on both sides; empty where it was not compared.
         not_measured: why latency was not compared.
         remeasured: rounds of a measurement that was made for this comparison; 0 for profiles that were there.
-        differences: what is not the same on both sides although it is compared, as it was asked for.
+        differences: what is not the same on both sides although it is compared.
         control: what is the same file on both sides, where profiles that were there have one.
         gates: outcome of each.
+        flags: what disturbed the measurements that were there, of the first side and of the second.
     """
 
     schema: Literal[1] = 1
@@ -162,6 +163,7 @@ class Compared(Value, frozen=True, kw_only=True):
     differences: tuple[str, ...]
     control: Control | None = None
     gates: tuple[GateOutcome, ...] = ()
+    flags: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @property
     def failed(self) -> list[GateOutcome]:

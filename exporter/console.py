@@ -132,7 +132,7 @@ class Console:
         from rich.cells import cell_len
 
         lines = [[cell_len(printable(cell, one_line=True)) for cell in row] for row in (columns, *rows)]
-        widest = [max(cells) for cells in zip(*lines, strict=True)]
+        widest: list[int] = [max(cells) for cells in zip(*lines, strict=True)]
         return max(PIPED, sum(widest) + 2 * len(widest))
 
     def _rich(self, stream: IO[str], width: int | None = None) -> RichConsole:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from exporter.comparison import Compared, ComparedVariants, Pair
 from exporter.console import Console
@@ -13,6 +13,7 @@ from exporter.views import printable
 
 WIDTH = 80
 COLUMNS = ("", "first", "second", "change")
+FLAGS_SHOWN = 3
 ONE_RUN = (
     "each side was measured once, and no file is the same on both: processes vary more than the runs of one do, "
     "which --remeasure takes in"
@@ -89,7 +90,17 @@ def notes(compared: Compared) -> list[str]:
     if compared.metric is None:
         whys = {pair.accuracy.why for pair in compared.variants if pair.accuracy.why}
         lines += [f"accuracy: not compared: {why}" for why in sorted(whys)]
-    return lines + [f"not the same: {line}" for line in compared.differences]
+    lines += [f"not the same: {line}" for line in compared.differences]
+    return lines + [
+        line for side, flags in zip(("first", "second"), compared.flags, strict=True) for line in _flags(side, flags)
+    ]
+
+
+def _flags(side: str, flags: Sequence[str]) -> list[str]:
+    """What disturbed a side's measurement: first what held for the whole of it, then for one variant."""
+    shown = sorted(flags, key=lambda flag: flag.endswith(")"))
+    more = [f"{len(shown) - FLAGS_SHOWN} more, which `show` lists"] if len(shown) > FLAGS_SHOWN else []
+    return [f"note: {side}: {'; '.join(shown[:FLAGS_SHOWN] + more)}"] if shown else []
 
 
 def gate_lines(compared: Compared) -> list[str]:

@@ -41,7 +41,7 @@ def compare(
     a, b = open_side(first), open_side(second)
     pairs = _pairs(a, b, variant)
     measured = _measured(a, b, steps, across=across, remeasure=remeasure, latency=latency)
-    different = [*measured.differences]
+    different = [*measured.differences, *_edges(a, b)]
     metric, why_not = _metric(a, b)
     if why_not and across and "other data" in why_not:
         different.append(why_not)
@@ -59,7 +59,28 @@ def compare(
         remeasured=len(measured.rounds),
         differences=tuple(different),
         control=shift,
+        flags=_flags(measured),
     )
+
+
+def _edges(a: Side, b: Side) -> list[str]:
+    """Inputs and outputs, where the names differ: two models that do not stand in for each other."""
+    if a.manifest is None or b.manifest is None:
+        return []
+    found = []
+    for what in ("inputs", "outputs"):
+        left, right = ([spec.name for spec in getattr(side.signature, what)] for side in (a.manifest, b.manifest))
+        if sorted(left) != sorted(right):
+            found.append(f"{what}: {', '.join(left)} and {', '.join(right)}")
+    return found
+
+
+def _flags(measured: Measured) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What disturbed either side; rounds in turn were disturbed alike."""
+    if measured.profiles is None or measured.rounds:
+        return (), ()
+    first, second = measured.profiles
+    return first.flags, second.flags
 
 
 def _pairs(a: Side, b: Side, variant: str | None) -> list[tuple[str, str]]:

@@ -193,6 +193,28 @@ def test_one_file_whose_slowest_runs_were_disturbed_makes_no_difference_there_ei
     assert ", of p90 " in " ".join(shared_place.run("compare", first, busy).out.split())
 
 
+def test_what_disturbed_a_measurement_and_other_inputs_are_told_beside_the_numbers(
+    shared_place: Workplace, first: Path, tmp_path: Path
+) -> None:
+    flags = ("drift: median 1 ms at first, 2 ms at last (fp32)", "host busy: load average 9.00 over 2 cores")
+
+    def other_edges(manifest):
+        (output,) = manifest.signature.outputs
+        signature = replaced(manifest.signature, outputs=(replaced(output, name="other"),))
+        return replaced(manifest, signature=signature)
+
+    def disturbed(profile):
+        return replaced(profile, flags=flags)
+
+    busy = rewritten(first, tmp_path / "busy", other_edges, disturbed)
+    result = shared_place.run("compare", first, busy)
+    assert result.code == 0, result.err
+    told = " ".join(result.out.split())
+    assert f"note: second: {flags[1]}; {flags[0]}" in told
+    name = read_manifest(first).signature.outputs[0].name
+    assert f"not the same: outputs: {name} and other" in told
+
+
 def test_counts_of_an_emulated_device_are_refused_as_latency(
     shared_place: Workplace, first: Path, tmp_path: Path
 ) -> None:
