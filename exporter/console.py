@@ -211,7 +211,8 @@ def _lines(event: Event) -> list[str]:
     if isinstance(event, Note):
         return [f"note: {event.text}"]
     if isinstance(event, Quiet):
-        return [event.step + (f" (at most {event.at_most:.0f} s)" if event.at_most else "") + " ..."]
+        limit = f" (runs for at most {event.at_most:.0f} s, after loading)" if event.at_most else ""
+        return [f"{event.step}{limit} ..."]
     return []
 
 

@@ -57,7 +57,7 @@ class Note(Event, frozen=True, kw_only=True):
 class Quiet(Event, frozen=True, kw_only=True):
     """Latency is measured from here until the step finishes: nothing may animate.
 
-    `at_most` are seconds after which it ends in any case, where that is known.
+    `at_most` are the seconds that timed runs take at most, where that is known; loading comes on top.
     """
 
     step: str

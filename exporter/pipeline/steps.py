@@ -143,7 +143,7 @@ class Steps:
 
         Args:
             label: how the step is called on the screen.
-            at_most: seconds that it takes at most, said beforehand, since a bar would move while it measures.
+            at_most: seconds that timed runs take at most, said beforehand, since a bar would move while it measures.
         """
         started = time.perf_counter()
         self.emit(Quiet(step=label, at_most=at_most))

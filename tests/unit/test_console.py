@@ -6,7 +6,7 @@ import pytest
 
 from exporter.console import Console
 from exporter.errors import StageError, printable
-from exporter.events import Note, StepFinished, StepStarted
+from exporter.events import Note, Quiet, StepFinished, StepStarted
 
 NAME = "node\x1b[31m\nerror: fake\r\x9b2J\u202e"
 SHOWN = r"node\x1b[31m\nerror: fake\r\x9b2J\u202e"
@@ -34,6 +34,12 @@ def test_tables_and_results_hold_no_control_characters(capfd: pytest.CaptureFixt
     assert told[2] == f"{SHOWN}  Conv"
     assert told[4] == "first"
     assert told[5].startswith(r"second node\x1b[31m")
+
+
+def test_how_long_runs_take_at_most_is_said_before_they_begin(capfd: pytest.CaptureFixture[str]) -> None:
+    with Console("plain") as console:
+        console.emit(Quiet(step="measure latency", at_most=20.3))
+    assert capfd.readouterr().err == "measure latency (runs for at most 20 s, after loading) ...\n"
 
 
 def test_a_piped_table_folds_no_row_however_long_its_names_are(capfd: pytest.CaptureFixture[str]) -> None:
