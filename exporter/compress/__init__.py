@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporter.compress.low_rank import factorise
     from exporter.compress.norms import batch_norms, reestimate_norms
     from exporter.compress.ordering import Ordered, order_by_name
-    from exporter.compress.sharing import check_sharing
+    from exporter.compress.sharing import check_sharing, tie_members
     from exporter.compress.structure import (
         LowRank,
         Sparse,
@@ -58,6 +58,7 @@ __all__ = [
     "reestimate_norms",
     "share_of_macs",
     "sparse_weights",
+    "tie_members",
 ]
 
 _LATE = {
@@ -84,6 +85,7 @@ _LATE = {
     "share_of_macs": "counting",
     "batch_norms": "norms",
     "check_sharing": "sharing",
+    "tie_members": "sharing",
     "reestimate_norms": "norms",
     "LowRank": "structure",
     "Structure": "structure",

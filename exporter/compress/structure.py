@@ -72,7 +72,7 @@ def sparse_weights(module: nn.Module, structure: Structure) -> tuple[str, ...]:
 def widths_between(before: nn.Module, after: nn.Module) -> Widths:
     """What distinguishes two modules of the same class that differ in widths only."""
     attributes: dict[str, dict[str, int]] = {}
-    for name, module in after.named_modules():
+    for name, module in after.named_modules(remove_duplicate=False):
         old = vars(before.get_submodule(name))
         changed = {
             key: value

@@ -124,8 +124,9 @@ class Compressing:
         unfinished = self.models.steps.unfinished("compress", VERSION, parts)
 
         def build(folder: Path) -> None:
+            tied = self._tied(step, model)
             made = self._made(step, model, label, unfinished)
-            made.notes += self._sharing(step, model, made)
+            made.notes += (*tied, *self._sharing(step, model, made))
             write_model(folder, made.module.state_dict(), made.structure)
             (folder / "notes.json").write_bytes(canonical(made.notes))
 
@@ -139,6 +140,18 @@ class Compressing:
             composition=None if isinstance(step, DistilStep) and step.fresh else model.composition,
         )
         return after, load_json(stored.folder / "notes.json", tuple[str, ...])
+
+    def _tied(self, step: CompressStep, model: TorchModel) -> tuple[str, ...]:
+        """Lets steps that would change equal layers of members apart change them as one, and says so."""
+        apart = isinstance(step, PruneChannelsStep | PruneWeightsStep) or (
+            isinstance(step, DistilStep) and not step.fresh
+        )
+        if model.composition is None or not apart:
+            return ()
+        from exporter.compress import tie_members
+
+        count = tie_members(self.models.prepared(model, self.inputs).flat.inner.get_submodule("members"))
+        return (f"{count} modules that members have alike were changed as one",) if count else ()
 
     def _sharing(self, step: CompressStep, model: TorchModel, made: Made) -> tuple[str, ...]:
         """What the user should know of weights that members share; a fresh student has no members."""

@@ -135,11 +135,17 @@ def test_heads_on_one_trunk_are_one_small_file_that_gives_what_each_head_gives(
     assert [entry["role"] for entry in document["history"]] == ["member", "member", "member", "merged"]
 
 
-@pytest.mark.parametrize("order", ["", 'order = "compress-first"\n'])
-def test_a_trunk_that_would_be_taught_in_each_head_apart_is_refused(shared: Workplace, order: str) -> None:
+def test_a_trunk_is_taught_once_for_all_heads_and_refused_where_each_would_be_taught_apart(shared: Workplace) -> None:
     step = '[[compress.steps]]\nmethod = "distil"\nlabels = "y"\nepochs = 30\nhard = 1.0\nbatch_size = 8\n'
-    step = f"[gate]\nmax_relative_loss = 1.0\n{step}"
-    file = plan(shared, f'method = "stack"\n{order}' + members("a", "b"), extra=step)
+    gate = "[gate]\nmax_relative_loss = 1.0\nmin_sqnr_db = -100\n"
+    merge, extra = 'method = "stack"\n{}' + members("a", "b"), f"{FLOAT}\n{gate}{step}"
+    document, bundle = shared.built(plan(shared, merge.format(""), extra=extra))
+    notes = document["history"][-1]["notes"]
+    assert any("that members have alike were changed as one" in note for note in notes)
+    assert not any("no epoch made it better" in note for note in notes)
+    nodes = [node.op_type for node in onnx.load(bundle / "variants" / "fp32" / "model.onnx").graph.node]
+    assert (nodes.count("Conv"), nodes.count("Gemm")) == (2, 2)
+    file = plan(shared, merge.format('order = "compress-first"\n'), extra=extra)
     refused(shared.run("build", file), 3, "changed in each of them apart", "values before")
 
 

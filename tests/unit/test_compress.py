@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from exporter.compress import (
     read_structure,
     reestimate_norms,
     share_of_macs,
+    tie_members,
 )
 from exporter.compress.lessons import checked_labels, goals_of, hard_loss, soft_loss
 from exporter.errors import DataError, ModelError
@@ -272,6 +274,51 @@ def test_what_torch_computes_in_one_piece_is_counted_by_its_products(model: nn.M
 def test_a_share_of_nothing_counted_is_refused() -> None:
     with pytest.raises(ModelError, match="no multiply-accumulate can be counted"):
         share_of_macs(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval(), (images(2),))
+
+
+def member(seed: int, trunk: int) -> nn.Module:
+    torch.manual_seed(trunk)
+    body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    torch.manual_seed(seed)
+    layers = {"body": body, "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "norm": nn.LayerNorm(16)}
+    return nn.Sequential(OrderedDict(layers | {"head": nn.Linear(16, 4)}))
+
+
+class Stack(nn.Module):
+    def __init__(self, *members: nn.Module) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(one(x) for one in self.members)
+
+
+def test_what_members_have_alike_is_pruned_and_taught_as_one() -> None:
+    whole = Stack(member(1, 0), member(2, 0), member(3, 9)).eval()
+    expected = [one.clone() for one in whole(images(8))]
+    # The body and the norm beside it of the first two; the third has an untrained norm, but nothing else, in common.
+    tied = copy.deepcopy(whole)
+    assert tie_members(tied.members) == 2
+    assert tied.members[1].body is tied.members[0].body
+    assert tied.members[2].norm is not tied.members[0].norm
+    assert all(torch.equal(one, other) for one, other in zip(tied(images(8)), expected, strict=True))
+    narrow = prune_channels(
+        tied,
+        lambda: [(images(8),)],
+        ChannelPruning(),
+        target=0.6,
+        cost=share_of_macs(tied, (images(8),)),
+        what="macs",
+    )
+    student = distil(narrow.module, [whole], (images(40),), Teaching(epochs=2)).student
+    # The members are made apart again, and are alike as before.
+    again = apply_structure(copy.deepcopy(whole), (narrow.change,))
+    again.load_state_dict(student.state_dict())
+    assert again.members[0].body is not again.members[1].body
+    assert again.members[0].body[0].out_channels == again.members[1].body[0].out_channels < 16
+    assert torch.equal(again.members[0].body[3].weight, again.members[1].body[3].weight)
+    assert not torch.equal(again.members[0].body[3].weight, narrow.module.members[0].body[3].weight)
+    assert all(torch.equal(one, other) for one, other in zip(again(images(8)), student(images(8)), strict=True))
 
 
 def test_members_that_would_lose_what_they_share_are_refused_and_those_that_lose_little_are_told() -> None:
