@@ -53,6 +53,8 @@ def channel_groups(
     names: dict[Any, str] = {one: name for name, one in traced.named_modules()}
     parameters = {id(one): name for name, one in traced.named_parameters()}
     left = [*bare_parameters(traced, batch, call), *recurrent_layers(traced)]
+    with torch.no_grad():
+        whole = call(traced, batch)
     groups: list[ChannelGroup] = []
     for root, found in _found(graph, names, left):
         name = names[root]
@@ -68,8 +70,8 @@ def channel_groups(
             left.append(f"{shown} left alone: {COMPUTED}")
             continue
         made = _sized(traced, name, found, cuts, multiple)
-        reason = unfit_group(traced, made, batch, call) if isinstance(made, ChannelGroup) else made
-        if reason and (heads := _by_heads(traced, name, found, cuts, batch, call)) is not None:
+        reason = unfit_group(traced, made, batch, call, whole) if isinstance(made, ChannelGroup) else made
+        if reason and (heads := _by_heads(traced, name, found, cuts, batch, call, whole)) is not None:
             groups.append(heads)
         elif reason:
             left.append(f"{shown} left alone: {reason}")
@@ -198,12 +200,13 @@ def _by_heads(
     cuts: tuple[Cut, ...],
     batch: Batch,
     call: Call,
+    whole: Sequence[torch.Tensor],
 ) -> ChannelGroup | None:
     """The group as attention heads, where taking whole ones away is right."""
     for heads in possible_heads(module, name, cuts, len(found[0].idxs)):
         levels = tuple(range(len(heads.units), 0, -1))
         group = _group(module, name, found, cuts, heads.units, levels, heads.counters)
-        if not unfit_group(module, group, batch, call):
+        if not unfit_group(module, group, batch, call, whole):
             return group
     return None
 

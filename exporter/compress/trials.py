@@ -23,11 +23,18 @@ SAME = 1e-3
 """Largest difference, relative to the outputs, between channels that are gone and channels that nobody reads."""
 
 
-def unfit_group(module: nn.Module, group: ChannelGroup, batch: Batch, call: Call) -> str:
-    """Why a group cannot be pruned; empty when the model without some of its channels is right."""
+def unfit_group(module: nn.Module, group: ChannelGroup, batch: Batch, call: Call, whole: Sequence[Tensor]) -> str:
+    """Why a group cannot be pruned; empty when the model without some of its channels is right.
+
+    Args:
+        module: left unchanged.
+        group: of its channels.
+        batch: that it is tried on.
+        call: runs the module on a batch.
+        whole: what the module answers.
+    """
     count, few = group.levels[0], group.levels[0] - group.levels[1]
     with torch.no_grad():
-        whole = call(module, batch)
         # The first, the last, and some from everywhere: what is split into parts must not fit by chance.
         everywhere = [int((index + 0.5) * count / few) for index in range(few)]
         for gone in (range(few), range(count - few, count), everywhere):

@@ -28,7 +28,7 @@ from exporter.plan_types import (
     PruneWeightsStep,
 )
 
-VERSION = 3
+VERSION = 4
 """Of what the steps do with the same values: what an older one stored is not taken up."""
 
 
