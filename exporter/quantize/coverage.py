@@ -20,6 +20,11 @@ MASKED = "masked values pass through it"
 OVERFLOW = "its bias does not fit into 32 bits at the scales of its input and its weights"
 
 
+def is_shield(node: onnx.NodeProto) -> bool:
+    """Whether a node only keeps a float node's input from what quantizes it; see `exporter.quantize.shielding`."""
+    return node.op_type == "Sum" and len(node.input) == 1
+
+
 def coverage_of(model: Path, scheme: QuantScheme, left: Mapping[str, str] | None = None) -> Coverage:
     """Reads the coverage off a QDQ file.
 
@@ -47,6 +52,8 @@ def coverage_of(model: Path, scheme: QuantScheme, left: Mapping[str, str] | None
     skipped = []
     eligible = 0
     for node in loaded.graph.node:
+        if is_shield(node):
+            continue
         if node.op_type in (QUANTIZE, DEQUANTIZE, "Constant", "Identity") or not floats.intersection(node.output):
             continue
         has_form = node.op_type in with_int8_form

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.compose import add_prefix_graph
 
-from exporter.quantize.coverage import DEQUANTIZE, QUANTIZE
+from exporter.quantize.coverage import DEQUANTIZE, QUANTIZE, is_shield
 from exporter.quantize.opset import opset_of
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class GraphIndex:
     def origin(self, name: str) -> tuple[str, list[onnx.NodeProto]]:
         """What a tensor is before Q/DQ pairs, and those pairs, first to last."""
         chain: list[onnx.NodeProto] = []
-        while (node := self.producer.get(name)) is not None and node.op_type in LAYOUT:
-            chain.insert(0, node)
+        while (node := self.producer.get(name)) is not None and (node.op_type in LAYOUT or is_shield(node)):
+            if node.op_type in LAYOUT:
+                chain.insert(0, node)
             name = node.input[0]
         return name, chain
 

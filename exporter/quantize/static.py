@@ -19,6 +19,7 @@ from exporter.quantize.kept import kept_in_float
 from exporter.quantize.naming import sort_nodes
 from exporter.quantize.opset import PER_CHANNEL_OPSET, opset_of
 from exporter.quantize.prepare import PREPARED, external_size, prepare_float, rewrite
+from exporter.quantize.shielding import shield_floats
 from exporter.quantize.states import States, load_states, merged, save_states
 from exporter.quantize.streaming import observe, tensors_to_observe
 
@@ -147,12 +148,12 @@ def _mend_biases(prepared: Path, output: Path) -> list[str]:
 
 
 def _release(float_model: onnx.ModelProto, output: Path) -> None:
-    """Leaves results in float that nothing in int8 reads, and nodes in an order that can be run."""
+    """Leaves results in float that nothing in int8 reads, float nodes as they are, and all in an order that runs."""
     import onnx
 
     model = onnx.load(output)
-    released = release_results(model, float_model)
-    if sort_nodes(model.graph) or released:
+    changed = [*release_results(model, float_model), *shield_floats(model)]
+    if sort_nodes(model.graph) or changed:
         rewrite(model, output)
 
 

@@ -456,3 +456,37 @@ def test_names_that_act_on_nothing_are_told(tmp_path: Path) -> None:
     assert idle_names(file, scheme) == {"observers": ("h", "e"), "per_tensor": ("relu", "last")}
     wide = QuantScheme(per_channel=False, per_tensor=("first",))
     assert idle_names(file, wide) == {"per_tensor": ("first",)}, "all have one scale already"
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm"])
+@pytest.mark.parametrize("after", ["", "Relu"])
+def test_a_node_left_in_float_between_others_in_int8_is_computed_in_float(
+    tmp_path: Path, op: str, after: str
+) -> None:
+    shape = (WIDTH, WIDTH) if op == "Gemm" else (WIDTH, WIDTH, 1, 1)
+    weights = {"a": values(1, *shape), "b": values(2, *shape), "bias": values(3, WIDTH), "c": values(4, *shape)}
+    weights["two"] = np.full(1, 2, np.float32)
+    # A large weight on a channel that is zero: with one scale for all weights the others would be lost.
+    outputs, inputs = (0, 1) if op == "Conv" else (1, 0)
+    np.moveaxis(weights["a"], outputs, 0)[0] = 0
+    np.moveaxis(weights["b"], inputs, 0)[0] = 1000
+    nodes = [
+        helper.make_node(op, ["x", "a"], ["h"], name="first"),
+        helper.make_node("Mul", ["h", "two"], ["twice"], name="twice"),
+        helper.make_node(op, ["twice", "b", "bias"], ["m"], name="middle"),
+        *([helper.make_node(after, ["m"], ["r"], name="after")] if after else []),
+        helper.make_node(op, ["r" if after else "m", "c"], ["y"], name="last"),
+    ]
+    scheme = QuantScheme(reduce_range=True, exclude=("middle",))
+    model = net(nodes, weights, sample=(WIDTH,) if op == "Gemm" else (WIDTH, 2, 2))
+    found, coverage = compared(tmp_path, model, scheme)
+    assert (coverage.quantized_ops[op], [one.op for one in coverage.skipped]) == (
+        2,
+        [op, *([after] if after else [])],
+    )
+    assert found > 25
+    prepared = prepare_float(tmp_path / "float.onnx", tmp_path, equalized=False)
+    feed = {"x": values(0, 32, *shape[1:2], *([] if op == "Gemm" else [2, 2]))}
+    damages = {one.node: one for one in node_damage(prepared, tmp_path / "out" / "model.onnx", [feed])}
+    assert damages.keys() == {"first", "twice", "middle", "last"}
+    assert (damages["middle"].sqnr_db or 0) > 35, "what its input and result lose, and nothing of its weights"
