@@ -52,6 +52,13 @@ def read_manifest(bundle: Path) -> Manifest:
         )
     if not bundle.is_dir():
         raise InputError("there is no such bundle folder", where=str(bundle), hint="`edge-exporter build` prints it")
+    inside = [] if path.exists() or path.is_symlink() else sorted(bundle.glob(f"*/{MANIFEST}"))
+    if inside:
+        raise InputError(
+            f"this folder holds bundles, {len(inside)} of them, and is none itself",
+            where=str(bundle),
+            hint=f"name one, as {inside[0].parent}",
+        )
     manifest = _read(path, Manifest)
     if sealed_manifest(manifest) != manifest:
         raise BundleError("the manifest was changed after it was sealed", where=str(path))

@@ -71,6 +71,7 @@ def compare_metric(name: str, reference: float, value: float) -> MetricResult:
 
 
 def _accuracy(outputs: Arrays, labels: NDArray[np.generic], output: str | None) -> float:
+    """Share of labels that have the highest score, whether there is one for each sample, position or pixel."""
     name = output or next(iter(outputs))
     if name not in outputs:
         raise InputError(
@@ -79,6 +80,10 @@ def _accuracy(outputs: Arrays, labels: NDArray[np.generic], output: str | None) 
             hint=f"outputs: {', '.join(outputs)}",
         )
     scores = outputs[name]
+    if scores.ndim >= 4 and (scores.shape[0], *scores.shape[2:]) == labels.shape:
+        import numpy as np
+
+        scores = np.moveaxis(scores, 1, -1)  # Maps (N, C, H, W) have a label for each pixel.
     if scores.ndim < 2 or scores.shape[:-1] != labels.shape:
         raise DataError(
             f"accuracy does not apply: output '{name}' has shape {scores.shape}, labels have shape {labels.shape}",

@@ -109,7 +109,8 @@ class Gates:
         if fidelity.metric is None or evaluation is None or evaluation.metric != "accuracy":
             return
         name = evaluation.output or signature.outputs[0].name
-        classes = next(spec.shape[-1] for spec in signature.outputs if spec.name == name)
+        shape = next(spec.shape for spec in signature.outputs if spec.name == name)
+        classes = shape[1] if len(shape) >= 4 else shape[-1]
         if isinstance(classes, int) and fidelity.metric.reference <= 1 / classes:
             text = (
                 f"the trained model itself is right in {fidelity.metric.reference:.2%} of cases, as a guess would be"

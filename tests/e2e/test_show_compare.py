@@ -108,9 +108,10 @@ def test_show_of_hostile_names_fits_and_moves_no_cursor(shared_place: Workplace,
     assert max(map(len, table)) <= 80
 
 
-def test_show_of_what_is_no_bundle_is_told(shared_place: Workplace, tmp_path: Path) -> None:
+def test_show_of_what_is_no_bundle_is_told(shared_place: Workplace, first: Path, tmp_path: Path) -> None:
     refused(shared_place.run("show", tmp_path / "nothing"), 3, "no such bundle folder", "nothing")
     refused(shared_place.run("show", tmp_path), 6, "manifest.json", hint=False)
+    refused(shared_place.run("show", first.parent), 3, "holds bundles, 1 of them", f"name one, as {first}")
 
 
 # --- compare -------------------------------------------------------------------------------------------------------

@@ -377,6 +377,14 @@ def test_accuracy_of_labels_for_each_position():
     assert load_metric("accuracy", None)({"y": scores}, labels) == pytest.approx(5 / 6)
 
 
+def test_accuracy_of_labels_for_each_pixel_of_a_map():
+    labels = np.random.default_rng(0).integers(0, 3, (2, 4, 5))
+    scores = np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 1)
+    assert load_metric("accuracy", None)({"y": scores}, labels) == 1.0
+    labels[0, 0, 0] = (labels[0, 0, 0] + 1) % 3
+    assert load_metric("accuracy", None)({"y": scores}, labels) == pytest.approx(39 / 40)
+
+
 def test_a_metric_of_the_users_own_may_import_its_neighbour_and_its_digest_follows_its_file(tmp_path):
     (tmp_path / "near_the_metric.py").write_text("FACTOR = 2\n")
     file = tmp_path / "score.py"
