@@ -80,7 +80,7 @@ class Merging(MergeWork):
         }
         stored = self.models.steps.stored(
             "merge",
-            2,
+            3,
             parts,
             lambda folder: self._build(folder, members, start),
             label=f"merge ({self.merge.method})",

@@ -76,6 +76,7 @@ class Weighing:
             else:
                 state = merged(self._recipe({}))
             notes += _halves(states)
+            notes += averaged_notes(self.merge.method, states, knowledge or {}, learned)
             for left, right, distance in strangers(states, learned):
                 notes.append(
                     f"'{left}' and '{right}' share no base (their weights are {distance:.2f} lengths apart): merging "
@@ -219,6 +220,20 @@ def _halves(states: Mapping[str, State]) -> list[str]:
         for label, found in kinds.items()
     )
     return [f"weights are merged in float32, and what comes out has the types of '{own}'; they are {shown}"]
+
+
+def averaged_notes(
+    method: str, states: Mapping[str, State], knowledge: Mapping[str, State], learned: set[str]
+) -> list[str]:
+    """Names the weights that a method which looks at what models do has found out nothing about."""
+    if not knowledge:
+        return []
+    own, known = next(iter(states.values())), set(next(iter(knowledge.values())).names())
+    weights = [name for name in own.names() if name in learned and len(own.shape(name)) > 1]
+    if not (plain := [name for name in weights if name not in known]):
+        return []
+    shown = ", ".join(plain[:4]) + (", ..." if len(plain) > 4 else "")
+    return [f"'{method}' finds out nothing about {len(plain)} of {len(weights)} weights, which are averaged: {shown}"]
 
 
 def numbers(merge: MergePlan) -> Sequence[Any]:

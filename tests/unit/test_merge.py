@@ -29,6 +29,7 @@ from exporter.merge import (
     strangers,
     tied_names,
 )
+from exporter.pipeline.weighing import averaged_notes
 
 NUMBERS = st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4)
 
@@ -427,6 +428,17 @@ def test_layers_called_by_name_and_parameters_of_whole_numbers_are_known_too() -
     inputs = torch.randn(16, 3)
     assert set(fisher_information(ByName(), [(inputs,)], call=plainly)) == {"layer.weight", "layer.bias"}
     torch.testing.assert_close(grams(ByName(), [(inputs,)], call=plainly)["layer.weight"], inputs.T @ inputs / 16)
+
+
+def test_weights_that_a_method_finds_out_nothing_about_are_named() -> None:
+    layer = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, groups=2), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    known = {"a": grams(layer, [(torch.randn(8, 4, 1, 1),)], call=plainly)}
+    pair = states(a=layer.state_dict(), b=layer.state_dict())
+    (note,) = averaged_notes("regmean", pair, states(**known), set(layer.state_dict()))
+    assert note == "'regmean' finds out nothing about 1 of 2 weights, which are averaged: 0.weight"
+    known["a"]["0.weight"] = known["a"]["2.weight"]
+    assert averaged_notes("regmean", pair, states(**known), set(layer.state_dict())) == []
+    assert averaged_notes("average", pair, {}, set(layer.state_dict())) == []
 
 
 def test_importances_of_a_map_of_classes_are_those_of_its_pixels() -> None:
