@@ -225,6 +225,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
             None where nothing is to be quantized.
         tell: is told in a few words what begins, where converting takes long.
         examples: real inputs, each as the ONNX file takes it and as the target's files do.
+        tolerance: by what a float file's outputs may differ from the ONNX file's, relative to their largest value.
         python: of the environment that the target needs.
     """
 
@@ -239,6 +240,7 @@ class ConvertRequest(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Callable[[], Iterator[Arrays]] | None = None
     tell: Callable[[str], None] = unheard
     examples: Callable[[], Iterator[tuple[Arrays, Arrays]]] | None = None
+    tolerance: float = 1e-3
     python: str | None = None
 
 

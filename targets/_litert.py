@@ -31,6 +31,11 @@ OTHERWISE = (
 )
 ODD_FLOATS = {"f64": "float64", "f16": "float16", "bf16": "bfloat16"}
 """What the converter calls them."""
+WHERE = "convert to .tflite (litert-torch)"
+HINT = (
+    "the converter writes an operator as something else (resizing by a factor that is no whole number, for one): "
+    f"{OTHERWISE}; or raise `[export] tolerance` if this is rounding"
+)
 STAGES = {"convert": "write the float .tflite"}
 """What the user reads of a stage, where that is not its name."""
 
@@ -235,9 +240,7 @@ def _meaning(failure: Failure) -> StageError:
             hint='`[targets.mobile] variants = ["dynamic-int8"]` needs no calibration; from torch (litert-torch) and '
             'with `format = "ort"` there are no such tensors',
         )
-    where = {"convert": "convert to .tflite (litert-torch)"}.get(
-        failure.stage, f"{failure.stage} (ai-edge-quantizer)"
-    )
+    where = {"convert": WHERE}.get(failure.stage, f"{failure.stage} (ai-edge-quantizer)")
     return StageError(
         f"the model cannot be made a .tflite file: {failure.kind}",
         where=where,

@@ -47,10 +47,12 @@ def convert(
         _litert.quantize(request, base, jobs)
     elif left == Left():
         _litert.convert(request, base, jobs, channels_last)
+        _compare(request, base.float_file, request.tolerance, _litert.WHERE, _litert.HINT)
     else:
         # What the plan names is looked for before minutes go into calibrating and quantizing.
         _litert.convert(request, base, (), channels_last)
         check_left(base.float_file, left)
+        _compare(request, base.float_file, request.tolerance, _litert.WHERE, _litert.HINT)
         _litert.quantize(request, base, jobs)
     asked = precisions(options, scheme, offered=())
     made = (_variant(folder, base, one, scheme, options, offered=one not in asked) for one in chosen)
@@ -64,16 +66,27 @@ def form_of(options: MobileOptions) -> TensorForm:
 
 def _from_onnx(request: ConvertRequest, form: TensorForm, path: Path) -> None:
     """Writes the float file from the ONNX file, and compares the two on real inputs."""
-    from exporter.onnx_export import onnx_session
     from targets import _onnx2tf
-    from targets.runner.tflite_runtime import open_session
 
     assert request.python is not None, "asked for by `requires`"
-    assert request.examples is not None, "always there"
     request.tell("convert the ONNX file")
     _onnx2tf.convert(request.float_model, request.signature, form, request.python, path)
+    _compare(request, path, _onnx2tf.TOLERANCE, _onnx2tf.WHERE, _onnx2tf.HINT)
+
+
+def _compare(request: ConvertRequest, path: Path, tolerance: float, where: str, hint: str) -> None:
+    """Compares a float file with the ONNX file on real inputs."""
+    from exporter.onnx_export import onnx_session
+    from targets._float_check import check
+    from targets.runner.tflite_runtime import open_session
+
+    if request.examples is None:
+        return
     request.tell("compare with the ONNX file")
-    _onnx2tf.check(onnx_session(request.float_model), open_session(str(path), 1).run, request.examples())
+    check(
+        onnx_session(request.float_model), open_session(str(path), 1).run, request.examples(),
+        tolerance=tolerance, where=where, hint=hint,
+    )  # fmt: skip
 
 
 def requantize(

@@ -6,20 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import Signature
 from exporter.errors import StageError, shorten
-from exporter.masks import masked_alike
 from exporter.target_api import EnvironmentNeed, TensorForm
 from targets._onnx_edges import write_settled
 from targets._tflite_names import give_names, placeholder
-
-if TYPE_CHECKING:
-    from exporter.target_api import Arrays, Session
 
 DRIVER = Path(__file__).with_name("_onnx2tf_driver.py")
 REQUIREMENTS = Path(__file__).with_name("onnx2tf-requirements.txt")
@@ -38,6 +33,7 @@ WHERE = "convert to .tflite (onnx2tf)"
 SECONDS = 4 * 3600
 TOLERANCE = 1e-4
 """Largest difference from the ONNX file, relative to the largest value of an output: rounding stays far below."""
+HINT = 'convert the torch model, or use `[targets.mobile] format = "ort"`, which takes the ONNX file as it is'
 
 
 def convert(model: Path, signature: Signature, form: TensorForm, python: str, path: Path) -> None:
@@ -67,52 +63,6 @@ def convert(model: Path, signature: Signature, form: TensorForm, python: str, pa
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(made, path)
     give_names(path, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
-
-
-def check(reference: Session, converted: Session, examples: Iterable[tuple[Arrays, Arrays]]) -> float:
-    """Compares the float .tflite with the ONNX file that it was made from.
-
-    Args:
-        reference: the ONNX file.
-        converted: the .tflite.
-        examples: real inputs, each as the ONNX file takes it and as the .tflite does.
-
-    Returns:
-        The largest difference relative to the largest value of an output.
-
-    Raises:
-        StageError: shapes or values differ.
-    """
-    import numpy as np
-
-    worst = 0.0
-    for given, formed in examples:
-        expected, found = reference(given), converted(formed)
-        for name, values in expected.items():
-            if found[name].shape != values.shape:
-                raise _differs(name, f"its shape is {list(found[name].shape)}, in ONNX {list(values.shape)}")
-            finite = np.isfinite(values.astype(np.float64))
-            exact, got = values[finite].astype(np.float64), found[name][finite].astype(np.float64)
-            if not np.isfinite(got).all():
-                raise _differs(name, "it holds NaN or infinity where the ONNX file gives numbers")
-            alike = masked_alike(exact, got)
-            if not alike.all():  # A finite mask (-1e9) must not be the scale of what it leaves.
-                exact, got = exact[~alike], got[~alike]
-            largest = max(float(np.abs(exact).max(initial=0.0)), 1e-12)
-            error = float(np.abs(got - exact).max(initial=0.0)) / largest
-            if error > TOLERANCE:
-                raise _differs(name, f"by {error:.3g} of its largest value, more than {TOLERANCE:g}")
-            worst = max(worst, error)
-    return worst
-
-
-def _differs(name: str, why: str) -> StageError:
-    return StageError(
-        "the converted file computes something else than the ONNX file",
-        where=f"output '{name}', after {WHERE}",
-        why=why,
-        hint='convert the torch model, or use `[targets.mobile] format = "ort"`, which takes the ONNX file as it is',
-    )
 
 
 def _run(python: str, folder: Path, inputs: int) -> None:

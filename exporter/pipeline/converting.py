@@ -128,6 +128,7 @@ class Converting:
             calibration=(lambda: self._calibration(signature)) if ranged else None,
             tell=self._steps.stages(f"{target.name}: convert{why}"),
             examples=given.cases.both,
+            tolerance=self._plan.export.tolerance,
         )
 
         def build(folder: Path) -> None:
@@ -148,6 +149,7 @@ class Converting:
             "form": need.form,
             "calibration": calibration,
             "signature": signature,
+            "tolerance": self._plan.export.tolerance,
             "environment": need.environment,
             "versions": versions(*target.distributions),
         }

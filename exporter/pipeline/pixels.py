@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ from exporter.target_api import ConvertRequest, Need, PixelInput
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from exporter.target_api import Arrays
+
+    Examples = Callable[[], Iterator[tuple[Arrays, Arrays]]]
 
 WHERE = "[export] preprocess"
 RANKS = {"HW": 3, "HWC": 4, "CHW": 4}
@@ -166,4 +171,15 @@ def onnx_with_pixels(request: ConvertRequest) -> Iterator[ConvertRequest]:
             msgspec.structs.replace(one, path=written(one.path, f"int8-{place}"))
             for place, one in enumerate(request.int8)
         )
-        yield msgspec.structs.replace(request, float_model=written(request.float_model, "float"), int8=int8)
+        yield msgspec.structs.replace(
+            request,
+            float_model=written(request.float_model, "float"),
+            int8=int8,
+            examples=None if request.examples is None else partial(_with_bytes, request.examples, request.pixels),
+        )
+
+
+def _with_bytes(examples: Examples, pixels: Sequence[PixelInput]) -> Iterator[tuple[Arrays, Arrays]]:
+    """Examples for ONNX files that take bytes as the target's files do."""
+    for given, formed in examples():
+        yield {**given, **{one.name: formed[one.name] for one in pixels}}, formed

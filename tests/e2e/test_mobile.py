@@ -45,6 +45,16 @@ class Keys(Net):
 def keyed():
     torch.manual_seed(0)
     return Keys(8)
+
+
+class Resized(Net):
+    def forward(self, image):
+        return super().forward(torch.nn.functional.interpolate(image, scale_factor=1.5, mode="bilinear")[..., 2:, 2:])
+
+
+def resized():
+    torch.manual_seed(0)
+    return Resized(8)
 """
 
 
@@ -191,6 +201,20 @@ def test_with_keep_going_the_other_targets_are_built(workplace: Workplace, crash
 def test_an_operator_that_the_converter_lacks_is_named(workplace: Workplace) -> None:
     message = refused(workplace.run("build", "model.py:lacking", *CALIB), 5, "_linalg_det", "convert (litert-torch)")
     assert "--target cpu" in message
+    assert workplace.bundles() == []
+
+
+@needs_extra
+@pytest.mark.slow
+def test_what_the_converter_writes_as_something_else_is_refused(workplace: Workplace) -> None:
+    # The converter resizes by the ratio of the sizes; 1.5 times 7 pixels are 10, and torch resizes by 1.5.
+    odd = np.random.default_rng(0).normal(size=(16, 1, 7, 7)).astype(np.float32)
+    workplace.npz("odd.npz", image=odd)
+    message = refused(
+        workplace.run("build", "model.py:resized", "--calib", "odd.npz", "--target", "mobile"), 5,
+        "something else than the ONNX file", "output 'output'", "litert-torch",
+    )  # fmt: skip
+    assert "tolerance" in message
     assert workplace.bundles() == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from exporter.errors import StageError
 from exporter.onnx_export import onnx_session
 from exporter.target_api import TensorForm
 from targets import _litert, _onnx2tf
+from targets._float_check import check
 from targets._litert_jobs import Failure
 from targets._onnx_edges import write_settled
 
@@ -136,14 +138,19 @@ def test_a_file_that_computes_something_else_is_refused_by_output(
     given: dict[str, list[float]], mention: str
 ) -> None:
     with pytest.raises(StageError, match="computes something else") as caught:
-        _onnx2tf.check(lambda _: answers(y=[1.0, 2.0, 4.0]), lambda _: answers(**given), [({}, {})])
+        checked(answers(y=[1.0, 2.0, 4.0]), answers(**given))
     assert "output 'y'" in (caught.value.where or "")
     assert mention in (caught.value.why or "")
 
 
+def checked(exact: dict[str, Any], found: dict[str, Any]) -> float:
+    limits = {"tolerance": _onnx2tf.TOLERANCE, "where": _onnx2tf.WHERE, "hint": _onnx2tf.HINT}
+    return check(lambda _: exact, lambda _: found, [({}, {})], **limits)  # type: ignore[arg-type]
+
+
 def test_rounding_is_no_difference_and_the_largest_one_is_told() -> None:
     exact, rounded = answers(y=[1.0, 2.0, 4.0]), answers(y=[1.0, 2.0, 4.0001])
-    assert 0 < _onnx2tf.check(lambda _: exact, lambda _: rounded, [({}, {})]) < _onnx2tf.TOLERANCE
+    assert 0 < checked(exact, rounded) < _onnx2tf.TOLERANCE
 
 
 def test_the_environment_is_pinned_to_the_last_package() -> None:
