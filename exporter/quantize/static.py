@@ -168,6 +168,7 @@ def _quantize(
     """One run of onnxruntime's quantizer; `single`: weights with one scale, `left`: further nodes that stay float."""
     from onnxruntime import quantization
 
+    overrides = {**single, **_softmax_ranges(prepared, states, scheme)}
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
         # onnxruntime writes beside the model that it reads, and what `calibrate` made is sealed.
@@ -192,7 +193,7 @@ def _quantize(
                 extra_options={
                     "ActivationSymmetric": scheme.symmetric_activations,
                     "WeightSymmetric": True,
-                    "TensorQuantOverrides": dict(single),
+                    "TensorQuantOverrides": overrides,
                 },
             )
         except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
@@ -220,6 +221,28 @@ def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:
         # Two values stand for (lowest, highest) in onnxruntime's own form.
         data[name] = (np.array([low], np.float32), np.array([high], np.float32))
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
+
+
+def _softmax_ranges(prepared: Path, states: States, scheme: QuantScheme) -> dict[str, list[dict[str, Any]]]:
+    """Ranges of the results of Softmaxes, in the quantizer's words: left alone, it takes 0 to 1 whatever was seen.
+
+    Attention over many positions has no probability near 1, and would be left with a few steps.
+    """
+    import numpy as np
+    import onnx
+
+    found = {}
+    for node in onnx.load(prepared, load_external_data=False).graph.node:
+        whole = merged(states[node.output[0]]) if node.op_type == "Softmax" and node.output[0] in states else None
+        if whole is not None and whole.values:
+            _, high = whole.range(scheme.observers.get(node.output[0], scheme.observer))
+            found[node.output[0]] = [{
+                "quant_type": quant_type(scheme.activations),
+                "symmetric": scheme.symmetric_activations,
+                "rmin": np.float32(0.0),
+                "rmax": np.float32(high),
+            }]  # fmt: skip
+    return found
 
 
 def _check_opset(model: onnx.ModelProto, scheme: QuantScheme) -> None:

@@ -22,7 +22,7 @@ from exporter.target_api import TensorForm, VariantFile
 from targets.arm import TARGET as ARM
 from targets.cpu import TARGET as CPU
 
-WIDTH, DEPTH = 16, 2
+WIDTH, DEPTH = 16, 3
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -35,8 +35,8 @@ def mixing() -> onnx.ModelProto:
     nodes, weights, name = [], {}, "x"
     for level in range(DEPTH):
         weights |= {
-            f"w{level}": values(20 + level, WIDTH, WIDTH) / 2,
-            f"v{level}": values(25 + level, WIDTH, WIDTH) * 3,
+            f"w{level}": values(40 + level, WIDTH, WIDTH) / 2,
+            f"v{level}": values(45 + level, WIDTH, WIDTH) * 3,
         }
         nodes += [
             helper.make_node("MatMul", [name, f"w{level}"], [f"s{level}"], name=f"score{level}"),
@@ -69,12 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place / "fp32/model.onnx",
         place / "int8/model.onnx",
         scheme=QuantScheme(),
-        batches=lambda: [{"x": values(2, 32, WIDTH)}],
+        batches=lambda: [{"x": values(4, 32, WIDTH)}],
         progress=lambda done: None,
     )
     with writing_arrays(place / "cases.npz") as add:
         for index in range(2):
-            add(f"{index}/inputs", {"x": values(2 + index, 32, WIDTH)})
+            add(f"{index}/inputs", {"x": values(4 + index, 32, WIDTH)})
     return place
 
 
@@ -108,22 +108,22 @@ def test_a_self_test_allows_for_kernels_that_round_otherwise(
     plain = VariantFile(name="fp32", main="fp32/model.onnx", runtime="onnxruntime", precision="float32")
     tolerances = expected_samples(cases, tmp_path / "samples.npz", target, folder, (plain, variant))
     with np.load(tmp_path / "samples.npz") as samples:
-        expected = [{name: samples[f"{case}/expected/int8/{name}"] for name in ("y1", "best")} for case in range(2)]
+        expected = [{name: samples[f"{case}/expected/int8/{name}"] for name in ("y2", "best")} for case in range(2)]
     model = onnx.load(folder / "int8/model.onnx")
     _turn_weights(model)  # Exact on every CPU.
     onnx.save(model, tmp_path / "unsigned.onnx")
     ways = [onnx_session(folder / "int8/model.onnx", simulated=True), onnx_session(tmp_path / "unsigned.onnx")]
-    step = int8_tolerance(folder / "int8/model.onnx", {"y1": np.concatenate([one["y1"].ravel() for one in expected])})
+    step = int8_tolerance(folder / "int8/model.onnx", {"y2": np.concatenate([one["y2"].ravel() for one in expected])})
     beyond = 0.0
     for case, wanted in enumerate(expected):
         for way in ways:
-            got = way({"x": values(2 + case, 32, WIDTH)})
+            got = way({"x": values(4 + case, 32, WIDTH)})
             for name, values_ in wanted.items():
                 error = np.abs(got[name].astype(float) - values_).max()
                 assert error <= tolerances["int8"][name].atol
-                beyond = max(beyond, error) if name == "y1" else beyond
-    assert beyond > 2 * step["y1"].atol, "a step would not have done"
-    assert tolerances["fp32"]["y1"].atol < step["y1"].atol, "floats have their own"
+                beyond = max(beyond, error) if name == "y2" else beyond
+    assert beyond > 2 * step["y2"].atol, "a step would not have done"
+    assert tolerances["fp32"]["y2"].atol < step["y2"].atol, "floats have their own"
     assert tolerances["fp32"]["best"].atol == 0
 
 
@@ -135,8 +135,8 @@ def test_dynamic_int8_is_held_against_itself_without_optimizations(folder: Path,
     answers = [onnx_session(tmp_path / "model.onnx")(feed)]
     moved = [{name: one + 1 for name, one in answers[0].items()}]
     apart = largest_differences(tmp_path / "model.onnx", lambda: [feed], moved, dynamic=True)
-    assert apart["y1"] == pytest.approx(1, abs=0.5)
-    assert set(apart) == {"y1", "best"}
+    assert apart["y2"] == pytest.approx(1, abs=0.5)
+    assert set(apart) == {"y2", "best"}
 
 
 def test_what_onnxruntime_cannot_run_and_masks_tell_nothing(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_onnxruntime_cannot_run_and_masks_tell_nothing(tmp_path: Path) -> N
     onnx.save(mixing(), tmp_path / "model.onnx")
     feed: Arrays = {"x": values(2, 4, WIDTH)}
     answer = dict(onnx_session(tmp_path / "model.onnx")(feed))
-    answer["y1"] = np.where(answer["y1"] > 0, np.float32(-np.inf), answer["y1"])
+    answer["y2"] = np.where(answer["y2"] > 0, np.float32(-np.inf), answer["y2"])
     apart = largest_differences(tmp_path / "model.onnx", lambda: [feed], [answer], dynamic=False)
-    assert apart == {"y1": pytest.approx(0, abs=1e-5), "best": 0.0}
+    assert apart == {"y2": pytest.approx(0, abs=1e-5), "best": 0.0}
     assert msgspec.json.encode(apart)

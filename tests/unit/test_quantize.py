@@ -355,6 +355,32 @@ def test_a_tensor_named_gets_the_range_of_its_own_observer(tmp_path):
     assert scale(QuantScheme(observers={"image": "moving-average"})) == scale(QuantScheme(observer="moving-average"))
 
 
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+def test_the_range_of_a_softmax_is_what_was_seen_of_it(tmp_path, activations):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["s"], name="score"),
+        helper.make_node("Softmax", ["s"], ["p"], name="softmax"),
+        helper.make_node("MatMul", ["p", "v"], ["y"], name="mix"),
+    ]
+    draw = np.random.default_rng(0)
+    weights = {"w": draw.normal(size=(8, 64)) / 8, "v": draw.normal(size=(64, 8))}
+    net = make(
+        nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, {name: one.astype(np.float32) for name, one in weights.items()}
+    )
+    feeds = [{"x": draw.normal(size=(32, 8)).astype(np.float32)} for _ in range(8)]
+    scores = np.concatenate([feed["x"] for feed in feeds]) @ weights["w"]
+    largest = (np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)).max()
+
+    def scale(**changes: Any) -> float:
+        _, model = quantized(tmp_path, net, QuantScheme(activations=activations, reduce_range=True, **changes), feeds)
+        pair = next(node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "p")
+        return float(values(model)[pair.input[1]])
+
+    assert largest < 0.5
+    assert scale() == pytest.approx(largest / 255, rel=1e-4)
+    assert scale(observers={"p": "moving-average"}) < 0.99 * scale()
+
+
 @pytest.mark.parametrize(
     ("scheme", "where"),
     [
