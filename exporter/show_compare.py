@@ -81,7 +81,7 @@ def notes(compared: Compared) -> list[str]:
         tails = "".join(f", of {name} {by:.3f}x" for name, by in control.tails.items())
         lines.append(
             f"control: {control.variant} is the same file on both sides and took {control.ratio:.3f}x: intervals are "
-            f"widened {control.widened_by:.3f}x{tails}; --remeasure tells more"
+            f"widened {control.widened_by:.3f}x{tails}{'' if compared.remeasured else '; --remeasure tells more'}"
         )
     elif compared.measured and not compared.remeasured:
         lines.append(ONE_RUN)

@@ -109,7 +109,12 @@ def run_self_test(bundle: Path, python: str = sys.executable, runtime: str | Non
 
 
 def run_bench(
-    bundle: Path, settings: ProfilePlan, variants: int, python: str = sys.executable, runtime: str | None = None
+    bundle: Path,
+    settings: ProfilePlan,
+    variants: int,
+    python: str = sys.executable,
+    runtime: str | None = None,
+    variant: str | None = None,
 ) -> Profile:
     """`run.py --bench --json`: latency of all variants, interleaved, in a process that does nothing else.
 
@@ -119,12 +124,13 @@ def run_bench(
         variants: how many there are, for the time limit.
         python: as for `run_self_test`.
         runtime: likewise.
+        variant: measure this one alone.
 
     Raises:
         BundleError: the self-test that precedes measuring failed.
         MissingError: the runtime is not there.
     """
-    arguments = [*bench_arguments(settings), *_only(runtime)]
+    arguments = [*bench_arguments(settings), *_only(runtime), *(["--variant", variant] if variant else [])]
     printed = _run(bundle, arguments, python, bench_seconds(settings, variants), "benchmark")
     return printed_profile(printed, str(bundle))
 

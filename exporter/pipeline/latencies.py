@@ -36,16 +36,17 @@ def control(a: Side, b: Side, measured: Measured) -> Control | None:
 
     Two processes of one file differ by more than their runs do, and so do two hours of one host. Where both profiles
     have a file in common, that difference is known, and every interval is widened by it: by that of the median, and
-    in the tail, which a busy host moves further, by that of the percentile itself. Rounds in turn need none.
+    in the tail, which a busy host moves further, by that of the percentile itself. Rounds in turn do not
+    take it away: the variants of a bundle run in one process, and which they are moves the latency of each.
     """
-    if measured.profiles is None or measured.rounds:
+    if measured.profiles is None:
         return None
     first, second = measured.profiles
     worst: Control | None = None
     tails: dict[str, float] = {}
     for name in _same_files(a, b, first, second):
-        left, right = _find(first, name), _find(second, name)
-        found = _resampled(left, right, [*PERCENTILES]) if left and right else {}
+        both = _series(measured, (name, name))
+        found = _pairs(measured, *both) if both else {}
         factors = {percentile: max(one.ratio.high, 1 / one.ratio.low) for percentile, one in found.items()}
         if "p50" not in factors:
             continue
@@ -82,17 +83,28 @@ def latencies(
     """Percentiles of a pair of variants with their ratio, and peak memory; nothing where a side was not measured."""
     if measured.profiles is None:
         return {}, Pair(a=None, b=None, why=measured.why)
-    series = measured.rounds or (measured.profiles,)
+    both = _series(measured, names)
+    if both is None:
+        return {}, Pair(a=None, b=None, why="the variant was not measured on one side")
+    left, right = both
+    memory = Pair(a=left[-1].peak_rss_bytes, b=right[-1].peak_rss_bytes)
+    pairs = _pairs(measured, left, right)
+    return {name: _pair(pair, shift.factor(name) if shift else 1.0) for name, pair in pairs.items()}, memory
+
+
+def _series(measured: Measured, names: tuple[str, str]) -> tuple[list[VariantProfile], list[VariantProfile]] | None:
+    """What both sides measured of a pair of variants, in every round; None where one side lacks it."""
+    series = measured.rounds or ((measured.profiles,) if measured.profiles else ())
     sides = [[_find(pair[index], names[index]) for pair in series] for index in (0, 1)]
     left, right = ([one for one in side if one is not None] for side in sides)
-    if len(left) < len(series) or len(right) < len(series):
-        return {}, Pair(a=None, b=None, why="the variant was not measured on one side")
-    memory = Pair(a=left[-1].peak_rss_bytes, b=right[-1].peak_rss_bytes)
+    return (left, right) if len(left) == len(right) == len(series) > 0 else None
+
+
+def _pairs(measured: Measured, left: Sequence[VariantProfile], right: Sequence[VariantProfile]) -> dict[str, _Found]:
+    """Both sides by percentile."""
     if measured.rounds:
-        pairs = {name: pair for name in PERCENTILES if (pair := _paired(left, right, name)) is not None}
-    else:
-        pairs = _resampled(left[0], right[0], [*PERCENTILES])
-    return {name: _pair(pair, shift.factor(name) if shift else 1.0) for name, pair in pairs.items()}, memory
+        return {name: pair for name in PERCENTILES if (pair := _paired(left, right, name)) is not None}
+    return _resampled(left[0], right[0], [*PERCENTILES])
 
 
 def _paired(left: Sequence[VariantProfile], right: Sequence[VariantProfile], name: str) -> _Found | None:

@@ -40,7 +40,7 @@ def compare(
     """
     a, b = open_side(first), open_side(second)
     pairs = _pairs(a, b, variant)
-    measured = _measured(a, b, steps, across=across, remeasure=remeasure, latency=latency)
+    measured = _measured(a, b, steps, variant, across=across, remeasure=remeasure, latency=latency)
     different = [*measured.differences, *_edges(a, b)]
     metric, why_not = _metric(a, b)
     if why_not and across and "other data" in why_not:
@@ -104,11 +104,13 @@ def _pairs(a: Side, b: Side, variant: str | None) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def _measured(a: Side, b: Side, steps: Steps, *, across: bool, remeasure: int, latency: bool) -> Measured:
+def _measured(
+    a: Side, b: Side, steps: Steps, variant: str | None, *, across: bool, remeasure: int, latency: bool
+) -> Measured:
     if not latency:
         return Measured(why="left out with --no-latency")
     if remeasure:
-        return _again(a, b, steps, remeasure)
+        return _again(a, b, steps, remeasure, variant)
     lacking = [side.label for side in (a, b) if not side.profiles]
     if lacking:
         return Measured(why=f"{' and '.join(lacking)} has no latency profile; `edge-exporter profile` makes one")
@@ -128,8 +130,11 @@ def _measured(a: Side, b: Side, steps: Steps, *, across: bool, remeasure: int, l
     )
 
 
-def _again(a: Side, b: Side, steps: Steps, rounds: int) -> Measured:
-    """Fresh processes of both bundles in turn, so that what changes on the host meets both alike."""
+def _again(a: Side, b: Side, steps: Steps, rounds: int, variant: str | None) -> Measured:
+    """Fresh processes of both bundles in turn, so that what changes on the host meets both alike.
+
+    A variant that is asked for runs alone: others in the same process would slow it down.
+    """
     if a.view is None or b.view is None:
         raise UsageError("--remeasure runs bundles, and a profile alone cannot be run", hint="name bundle folders")
     settings = [_settings(side.view.manifest) for side in (a, b) if side.view]
@@ -141,7 +146,7 @@ def _again(a: Side, b: Side, steps: Steps, rounds: int) -> Measured:
         order = (0, 1) if index % 2 == 0 else (1, 0)
         label = f"measure again, round {index + 1} of {rounds}"
         with steps.measuring(label, 2 * steady_seconds(settings[0])):
-            profiles = {side: _bench(views[side], settings[0], steps) for side in order}
+            profiles = {side: _bench(views[side], settings[0], steps, variant) for side in order}
         found.append((profiles[0], profiles[1]))
     if len({found[0][0].runtime.name, found[0][1].runtime.name}) > 1:
         note = f"runtime: {found[0][0].runtime.name} and {found[0][1].runtime.name}"
@@ -149,9 +154,9 @@ def _again(a: Side, b: Side, steps: Steps, rounds: int) -> Measured:
     return Measured(profiles=found[-1], rounds=tuple(found))
 
 
-def _bench(view: BundleView, settings: ProfilePlan, steps: Steps) -> Profile:
+def _bench(view: BundleView, settings: ProfilePlan, steps: Steps, variant: str | None) -> Profile:
     with steps.store.exclusive(lock_of(view.manifest)):
-        return run_bench(view.path, settings, len(view.manifest.variants))
+        return run_bench(view.path, settings, len(view.manifest.variants), variant=variant)
 
 
 def _settings(manifest: Manifest) -> ProfilePlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import HOSTILE, counts, replaced, rewritten, slower
@@ -12,7 +13,7 @@ from jsonschema import Draft202012Validator
 from support import Workplace, refused
 
 from exporter.artifacts import canonical
-from exporter.bundle import read_manifest
+from exporter.bundle import read_manifest, read_profiles
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schema"
 
@@ -279,6 +280,30 @@ def test_remeasuring_runs_both_again_and_leaves_both_as_they_were(shared_place: 
     assert found["count"] == 6
     assert found["low"] < found["high"], "each side was measured by itself"
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_rounds_in_which_one_and_the_same_file_was_slower_make_no_difference(
+    shared_place: Workplace, first: Path, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other variants in the same process slow it down: that says nothing of the file."""
+    asked = []
+
+    def bench(path: Path, settings: Any, variants: int, *, variant: str | None) -> Any:
+        asked.append(variant)
+        (profile,) = read_profiles(path, read_manifest(path)).values()
+        return slower(profile, (1.2 if path == second else 1.0) * (1 + len(asked) / 1000))
+
+    monkeypatch.setattr("exporter.pipeline.side_by_side.run_bench", bench)
+    result = shared_place.run("compare", first, second, "--remeasure", "--rounds", "6", "--json")
+    assert result.code == 0, result.err
+    assert result.document["control"]["variant"] == "fp32"
+    found = {pair["a"]: pair["latency"]["p50"] for pair in result.document["variants"]}
+    assert found["fp32"]["ratio"] == pytest.approx(1.2, rel=0.01)
+    assert (found["fp32"]["verdict"], found["int8"]["verdict"]) == ("no difference", "slower")
+    assert set(asked) == {None}
+    alone = ("--variant", "int8", "--remeasure", "--rounds", "6")
+    assert shared_place.run("compare", first, second, *alone).code == 0
+    assert asked[-1] == "int8"
 
 
 @pytest.mark.parametrize(
