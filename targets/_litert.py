@@ -240,6 +240,17 @@ def _meaning(failure: Failure) -> StageError:
             hint='`[targets.mobile] variants = ["dynamic-int8"]` needs no calibration; from torch (litert-torch) and '
             'with `format = "ort"` there are no such tensors',
         )
+    if failure.stage.startswith(RUN):
+        precision = failure.stage.removeprefix(RUN).strip()
+        missing = re.search(r"Didn't find op for builtin opcode '(\w+)'", failure.message)
+        return StageError(
+            f"LiteRT cannot run the {precision} file" + (f": it has no operator {missing[1]}" if missing else ""),
+            where=f"{failure.stage} (ai-edge-litert)",
+            why=shorten(failure.message),
+            hint=OTHERWISE
+            if precision == "float32"
+            else "leave that variant out of `[targets.mobile] variants`, or operators in float with its `exclude`",
+        )
     where = {"convert": WHERE}.get(failure.stage, f"{failure.stage} (ai-edge-quantizer)")
     return StageError(
         f"the model cannot be made a .tflite file: {failure.kind}",

@@ -12,7 +12,7 @@ from exporter.errors import InputError
 from exporter.pipeline.converted import larger_notes
 from exporter.target_api import ConvertRequest, VariantFile
 from targets import _litert
-from targets._litert_jobs import Failure
+from targets._litert_jobs import RUN, Failure
 from targets.mobile import TARGET, MobileOptions
 
 FLOAT = Path(__file__).parents[1] / "e2e" / "quadrants_by_onnx2tf.tflite"
@@ -84,3 +84,22 @@ def test_what_the_converter_lacks_is_told_in_the_users_terms(said: str, what: st
     assert what in f"{told.what} {told.why}"
     assert hint in (told.hint or "")
     assert told.where == "convert (litert-torch)"
+
+
+@pytest.mark.parametrize(
+    ("precision", "said", "what", "hint"),
+    [
+        (
+            "float32",
+            "Didn't find op for builtin opcode 'STABLEHLO_SORT' version '1'",
+            "STABLEHLO_SORT",
+            'format = "ort"',
+        ),
+        ("int8", "tflite/kernels/sub.cc:243 input1->type != input2->type", "cannot run the int8 file", "variants"),
+    ],
+)
+def test_a_file_that_the_runtime_refuses_is_told_as_that(precision: str, said: str, what: str, hint: str) -> None:
+    told = _litert._meaning(Failure(stage=f"{RUN} {precision}", kind="ValueError", message=said))
+    assert what in told.what
+    assert hint in (told.hint or "")
+    assert "ai-edge-litert" in (told.where or "")
