@@ -348,7 +348,7 @@ def test_labels_among_the_inputs_are_sent_to_what_calibration_ignores():
     inputs = tuple(TensorSpec(name=name, dtype="float32", shape=("batch", 4)) for name in names)
     with pytest.raises(ModelError, match="do not fit") as caught:
         prepare_module(TwoInputs(), inputs)
-    assert 'into [calibration], `ignore = ["label"]`' in caught.value.hint
+    assert """--set 'calibration.ignore=["label"]'""" in caught.value.hint
 
 
 def test_missing_required_parameter_is_named():
