@@ -7,7 +7,7 @@ activations stay below a fixed size whatever the user's batch; each tensor is ob
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ ACTIVATION_BYTES = 32 * 2**20
 """Activations that may be alive together, outputs of the graph that is run."""
 MOST_TOGETHER = 32
 """Samples that run together at most."""
+SAME = 1e-3
+"""Share of the largest value that kernels for another number of samples may change by rounding."""
 CLIPPING = ("Relu", "Clip")
 """Operators that the quantizer folds into the node before them, whose own result then needs no range."""
 
@@ -82,27 +84,37 @@ class Watcher:
         self._histogram = histogram
 
     def samples_together(self, batch: Inputs) -> int:
-        """How many samples of this size may run together; takes a run of one."""
+        """How many samples of this size may run together; takes runs of one and of two.
+
+        Returns:
+            0 where only the whole batch may run: its rows change each other, as the steps of one sequence do.
+        """
         if not self._split:
             return 1
-        alive = sum(values.nbytes for values in self._run(next(parts(batch, 1))))
-        return max(1, min(MOST_TOGETHER, ACTIVATION_BYTES // max(1, alive)))
+        try:
+            alone = [self._run(part) for part in islice(parts(batch, 1), 2)]
+            mixed = len(alone) == 2 and _mixed(self._run(next(parts(batch, 2))), *alone)
+        except Exception:  # onnxruntime's own: no other number of rows may fit the model, and then none is tried.
+            return 0
+        alive = sum(values.nbytes for values in alone[0])
+        return 0 if mixed else max(1, min(MOST_TOGETHER, ACTIVATION_BYTES // max(1, alive)))
 
     def states(self, batch: Inputs, step: int, first: int) -> list[tuple[Observed, Observed]]:
         """Observes one batch.
 
         Args:
             batch: input name to array.
-            step: samples that run together.
+            step: samples that run together; 0 for all of the batch.
             first: which of the two halves of the data its first part belongs to; parts take turns.
 
         Returns:
             Two states a tensor, in the order of the tensors.
         """
         # Two parts at least, so that both halves see something of every batch.
-        step = min(step, max(1, -(-min(len(values) for values in batch.values()) // 2))) if self._split else step
+        split = self._split and step > 0
+        step = min(step, max(1, -(-min(len(values) for values in batch.values()) // 2))) if split else step
         states = [(Observed(), Observed()) for _ in range(self._count)]
-        for index, part in enumerate(parts(batch, step) if self._split else (batch,), start=first):
+        for index, part in enumerate(parts(batch, step) if split else (batch,), start=first):
             for halves, values in zip(states, self._run(part), strict=True):
                 halves[index % 2].add(values, histogram=self._histogram)
         return states
@@ -204,6 +216,23 @@ def _runner(
         return [batch[name] if name in inputs else found[name] for name in tensors]
 
     return run
+
+
+def _mixed(
+    both: list[NDArray[np.generic]], first: list[NDArray[np.generic]], second: list[NDArray[np.generic]]
+) -> bool:
+    """Whether two samples give other values together than one by one."""
+    import numpy as np
+
+    for together, one, other in zip(both, first, second, strict=True):
+        if one.ndim == 0 or one.shape != other.shape or together.shape != (2 * len(one), *one.shape[1:]):
+            continue  # No axis of samples, or not the first one.
+        apart = np.concatenate([one, other])
+        finite = np.abs(apart[np.isfinite(apart)].astype(np.float64))
+        room = SAME * float(finite.max(initial=0.0))
+        if not np.allclose(together, apart, rtol=SAME, atol=room, equal_nan=True):
+            return True
+    return False
 
 
 def can_split(graph: onnx.ModelProto) -> bool:

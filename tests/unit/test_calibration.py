@@ -184,6 +184,52 @@ def test_batches_may_differ_in_shape(network):
     assert states["x"].values == 3 * (2 * 64 + 3 * 144 + 256)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_that_change_each_other_run_together(tmp_path, jobs):
+    nodes = [
+        helper.make_node("CumSum", ["x", "axis"], ["sum"], "sum"),
+        helper.make_node("MatMul", ["sum", "w"], ["y"], "product"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sequence",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["time", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["time", 3])],
+        [numpy_helper.from_array(np.ones((4, 3), np.float32), "w"), numpy_helper.from_array(np.array(0), "axis")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "model.onnx")
+    batches = [{"x": np.ones((length, 4), np.float32)} for length in (5, 9, 7)]
+    states = observe(
+        tmp_path / "model.onnx", ["sum", "y"], batches, histogram=False, progress=lambda done: None, jobs=jobs
+    )
+    assert merged(states["sum"]).range("minmax") == (1.0, 9.0)
+    assert merged(states["y"]).range("minmax") == (4.0, 36.0)
+    assert all(half.values for half in states["y"]), "both halves of the data have batches"
+
+
+def test_a_model_that_fits_one_number_of_rows_is_calibrated_on_it(tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["x", "table"], ["y"], "add"),
+            helper.make_node("Reshape", ["y", "rows"], ["z"], "r"),
+        ],
+        "fixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 2])],
+        [
+            numpy_helper.from_array(np.arange(8, dtype=np.float32).reshape(4, 2), "table"),
+            numpy_helper.from_array(np.array([4, 2]), "rows"),
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "model.onnx"
+    )
+    batches = [{"x": np.ones((4, 2), np.float32)}] * 2
+    states = observe(tmp_path / "model.onnx", ["z"], batches, histogram=False, progress=lambda done: None)
+    assert merged(states["z"]).range("minmax") == (1.0, 8.0)
+
+
 def test_progress_counts_batches(network):
     seen: list[int] = []
     observe(network, ["y"], [{"x": images(2)}, {"x": images(1)}], histogram=False, progress=seen.append)

@@ -127,6 +127,17 @@ def test_sums_do_not_depend_on_the_batches(tmp_path):
     assert seen == [1, 2, 3]
 
 
+def test_a_model_that_fits_one_number_of_rows_is_looked_at_with_it(tmp_path):
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["r"], name="rows"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="product"),
+    ]
+    model = model_of(nodes, {"x": ["n", 6]}, {"y": ["n", 3]}, {"w": np.random.default_rng(0).normal(size=(6, 3))}, 17)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([4, 6]), "rows"))
+    found, _ = damage(tmp_path, model, feeds(4, 4))
+    assert {one.node for one in found} >= {"product"}
+
+
 def test_no_data_is_an_error(tmp_path):
     damage(tmp_path, two_layers(), feeds(4))
     with pytest.raises(StageError, match="no data"):
