@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from exporter.artifacts import canonical
 from targets._litert_jobs import FAILED, RUN, STATIC, ConversionJob, Failure, Program, VariantJob, read_job
 from targets._tflite import operators as operators_of
+from targets._tflite import read_model
 from targets._tflite_anchor import anchored, remove_anchor
+from targets._tflite_biases import fit_biases
 from targets._tflite_kept import Ranges, masked_tensors
 from targets._tflite_names import give_names, placeholder
 from targets._tflite_ranges import observe
@@ -200,7 +202,10 @@ def quantize(float_file: Path, variant: VariantJob, ranges: Ranges) -> None:
             rules.add_quantization_config(
                 f"^{re.escape(one.name)};", operators(one.kind), algorithm_key="no_quantize"
             )
-    worker = quantizer.Quantizer(anchored(float_file), rules.get_quantization_recipe())
+    model = read_model(float_file)
+    if variant.precision == "int8":
+        fit_biases(model, ranges)
+    worker = quantizer.Quantizer(anchored(model), rules.get_quantization_recipe())
     result = worker.quantize(
         as_arrays(ranges) if ranges else None, enable_progress_bar=False, enable_progress_report=False
     )

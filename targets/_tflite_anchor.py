@@ -11,15 +11,14 @@ from targets import _tflite
 ANCHOR = "an operator at the end"
 
 
-def anchored(float_file: Path) -> bytes:
-    """The float file with one more operator at its end, that no other needs; `remove_anchor` removes it.
+def anchored(model: Any) -> bytes:
+    """A float file with one more operator at its end, that no other needs; `remove_anchor` removes it.
 
     The quantizer counts operators that take a tensor, and -1 for the graph's output; where it puts a conversion in,
     the operator of number -1, which is the last one, gets it as well. So the last one must not take such a tensor.
     """
     utils: Any = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
     schema: Any = importlib.import_module("ai_edge_litert.schema_py_generated")
-    model = _tflite.read_model(float_file)
     graph = model.subgraphs[0]
     buffer, code, operator = schema.BufferT(), schema.OperatorCodeT(), schema.OperatorT()
     buffer.data = bytes(4)

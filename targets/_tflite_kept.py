@@ -57,7 +57,7 @@ def _seen(operators: list[_tflite.Operator], ranges: Ranges) -> Mapping[str, tup
         for name, kind in zip(one.tensors, (*one.results, *one.taken), strict=True)
         if kind in _tflite.FLOATS
     }
-    return {name: _bounds(found) for name, found in ranges.items() if name in floats}
+    return {name: bounds_of(found) for name, found in ranges.items() if name in floats}
 
 
 def _far_apart(operators: list[_tflite.Operator], seen: Mapping[str, tuple[float, float]]) -> set[str]:
@@ -79,7 +79,7 @@ def _far_apart(operators: list[_tflite.Operator], seen: Mapping[str, tuple[float
     return found
 
 
-def _bounds(found: Mapping[str, Any]) -> tuple[float, float]:
+def bounds_of(found: Mapping[str, Any]) -> tuple[float, float]:
     """Least and largest value, which lie in as many lists as the tensor has axes."""
 
     def alone(value: Any) -> float:

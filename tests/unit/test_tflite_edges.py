@@ -156,6 +156,25 @@ def test_what_stays_float_at_the_end_is_given_as_integers_but_where_no_integers_
     assert next(one for one in _tflite.operators(tmp_path / "q") if one.name == last).results == ("FLOAT32",)
 
 
+def test_a_channel_of_next_to_no_weights_keeps_its_bias(tmp_path: Path) -> None:
+    def given_up(model: Any, graph: Any) -> None:
+        one = next(one for one in _tflite.graph_operators(model, graph) if one.kind == "CONV_2D")
+        for at, value in ((1, 1e-12), (2, 3.0)):
+            tensor = graph.tensors[one.inputs[at]]
+            values = np.frombuffer(bytes(model.buffers[tensor.buffer].data), "<f4").reshape(tensor.shape).copy()
+            values[0] = value
+            model.buffers[tensor.buffer].data = values.view(np.uint8).ravel()
+
+    made, samples = changed(tmp_path, given_up), images(16)
+    quantize(
+        made,
+        VariantJob(precision="int8", file=str(tmp_path / "q")),
+        observe(made, iter(samples), average=False),
+    )
+    wanted, got = ([next(iter(runner(file)(**one).values())) for one in samples] for file in (made, tmp_path / "q"))
+    assert np.square(np.subtract(got, wanted)).sum() < 1e-2 * np.square(np.subtract(wanted, np.mean(wanted))).sum()
+
+
 def test_an_input_of_masks_is_taken_in_float(tmp_path: Path) -> None:
     samples = images(4)
     for values in samples[0].values():
