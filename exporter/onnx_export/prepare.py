@@ -194,7 +194,8 @@ def _misfit(names: Sequence[str], takes: str, spare: Sequence[str] = ()) -> Mode
         "the inputs do not fit the model's forward()",
         where="[model.inputs]",
         why=f"the inputs are {', '.join(names) or 'none'}; forward() takes {takes or 'nothing'}",
-        hint=f"leave what is no input, as labels, out of [model.inputs], and say --set 'calibration.ignore=[{listed}]'"
+        hint="leave what is no input, as labels, out of [model.inputs], and say "
+        f"--set 'calibration.ignore=[{listed}]'"
         if spare
         else "name the inputs like the parameters of forward(), or give as many as it takes, in its order",
     )
