@@ -15,7 +15,7 @@ from support import Workplace, refused
 
 from exporter.bundle import read_manifest
 from exporter.devices import kept_python
-from exporter.pipeline import bundling
+from exporter.pipeline import converting
 from exporter.registry import load_target
 from exporter.target_api import Target
 
@@ -48,7 +48,7 @@ def asked(place: Workplace) -> Iterator[list[str]]:
         return str(python)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bundling, "kept_python", stand_in)
+        patched.setattr(converting, "kept_python", stand_in)
         yield names
 
 
@@ -130,7 +130,7 @@ def test_an_axis_that_has_a_size_in_the_file_keeps_it(place: Workplace) -> None:
 
 @pytest.fixture
 def real_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundling, "kept_python", kept_python)
+    monkeypatch.setattr(converting, "kept_python", kept_python)
 
 
 def test_an_environment_that_cannot_be_made_is_one_message_and_nothing_is_lost(
