@@ -125,11 +125,11 @@ def quantize_calibrated(folder: Path, output: Path, *, scheme: QuantScheme) -> C
     _check_opset(model, scheme)
     check_names(model.graph, scheme, states)
     left = kept_in_float(model.graph, states, scheme)
-    single = one_scale(model.graph, scheme)
-    _quantize(prepared, states, output, scheme, single, left)
+    overrides = {**one_scale(model.graph, scheme), **_softmax_ranges(model.graph, states, scheme)}
+    _quantize(prepared, states, output, scheme, overrides, left)
     if overflowing := _mend_biases(prepared, output):
         left |= dict.fromkeys(overflowing, OVERFLOW)
-        _quantize(prepared, states, output, scheme, single, left)
+        _quantize(prepared, states, output, scheme, overrides, left)
         _mend_biases(prepared, output)
     _release(model, output)
     return coverage_of(output, scheme, left)
@@ -162,13 +162,12 @@ def _quantize(
     states: States,
     output: Path,
     scheme: QuantScheme,
-    single: Mapping[str, list[dict[str, Any]]],
+    overrides: Mapping[str, list[dict[str, Any]]],
     left: Iterable[str],
 ) -> None:
-    """One run of onnxruntime's quantizer; `single`: weights with one scale, `left`: further nodes that stay float."""
+    """One run of onnxruntime's quantizer; `overrides`: odd tensors, `left`: further nodes that stay float."""
     from onnxruntime import quantization
 
-    overrides = {**single, **_softmax_ranges(prepared, states, scheme)}
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="ranges-") as temp:
         ranges = Path(temp) / "ranges.json"
         # onnxruntime writes beside the model that it reads, and what `calibrate` made is sealed.
@@ -193,7 +192,7 @@ def _quantize(
                 extra_options={
                     "ActivationSymmetric": scheme.symmetric_activations,
                     "WeightSymmetric": True,
-                    "TensorQuantOverrides": overrides,
+                    "TensorQuantOverrides": dict(overrides),
                 },
             )
         except Exception as error:  # onnxruntime raises everything from ValueError to its own C++ errors here.
@@ -223,16 +222,15 @@ def _write_ranges(path: Path, states: States, scheme: QuantScheme) -> None:
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
 
 
-def _softmax_ranges(prepared: Path, states: States, scheme: QuantScheme) -> dict[str, list[dict[str, Any]]]:
+def _softmax_ranges(graph: onnx.GraphProto, states: States, scheme: QuantScheme) -> dict[str, list[dict[str, Any]]]:
     """Ranges of the results of Softmaxes, in the quantizer's words: left alone, it takes 0 to 1 whatever was seen.
 
     Attention over many positions has no probability near 1, and would be left with a few steps.
     """
     import numpy as np
-    import onnx
 
     found = {}
-    for node in onnx.load(prepared, load_external_data=False).graph.node:
+    for node in graph.node:
         whole = merged(states[node.output[0]]) if node.op_type == "Softmax" and node.output[0] in states else None
         if whole is not None and whole.values:
             _, high = whole.range(scheme.observers.get(node.output[0], scheme.observer))
